@@ -18,15 +18,15 @@ from mindspeed_mm.registry import did_you_mean
 _OBJECT = re.compile(r"<(?:function|class) '?([\w.]+)'?(?: at 0x[0-9a-f]+)?>")
 _UNKNOWN = re.compile(r"unrecognized arguments: (--[\w.]+)|invalid choice: '(\w+)'", re.IGNORECASE)
 ALIASES = {
-    "--pp_layers": "--cfg.target_parallel_config.pp_layers",  # as the guide's table spells it
-    "--print-config": "--print_config",  # as every other command does
+    "--pp_layers": "--cfg.target_parallel_config.pp_layers",  # as spelled in the guide's table
+    "--print-config": "--print_config",  # as spelled by all other commands
 }
 
 
 class OneLineParser(ArgumentParser):
     """A parser whose errors are ConfigErrors: one line, exit code 1."""
 
-    def format_help(self, *formatter: Any) -> str:  # its parameters differ between releases
+    def format_help(self, *formatter: Any) -> str:  # parameters differ between releases of jsonargparse
         """Show the first docstring line of functions and classes instead of `<function …>`.
 
         jsonargparse prints the latter if no docstring parser is installed.

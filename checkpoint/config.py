@@ -1,4 +1,4 @@
-"""The settings of a conversion. Their fields are the `--cfg.…` flags. Does not import torch."""
+"""Settings of conversions. Each field is a `--cfg.…` flag. Does not import torch."""
 
 from __future__ import annotations
 

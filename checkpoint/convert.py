@@ -1,4 +1,4 @@
-"""Convert weights.
+"""Converts weights.
 
 A conversion opens the source, plans the files of the target, streams every weight into them, reads them
 back, and moves them into place.
@@ -69,11 +69,11 @@ def convert(
     method: str,
     rows: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the target, read it back, and move it into place. The peak memory is that of the largest tensor.
+    """Write the target, read it back, and move it into place. Peak memory is that of the largest tensor.
 
     On failure, raises WeightsError and leaves the target unchanged.
 
-    `rows`: the rows of the table that name the origins of `source`, if there are several.
+    `rows` are the rows of the logged table that name the origins of `source`, if there are several.
     """
     shown = rows or [("source", source.description)]
     log_conversion(method, shown, target, source.tensors.values(), cfg)

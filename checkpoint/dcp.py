@@ -1,6 +1,6 @@
-"""Convert a sharded checkpoint of torch.distributed.checkpoint to one torch file.
+"""Converts a sharded checkpoint of torch.distributed.checkpoint to one torch file.
 
-The file has the same content as that of torch's dcp_to_torch. Here the tensors are streamed, and no code in
+The file has the same content as that of torch's dcp_to_torch, but tensors are streamed, and no code in
 the checkpoint is run.
 """
 
@@ -32,7 +32,7 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 
 
 def gather(cfg: DcpToTorchConfig) -> None:
-    """Write the whole state dict of a checkpoint. The peak memory is that of the largest tensor.
+    """Write the whole state dict of a checkpoint. Peak memory is that of the largest tensor.
 
     On failure, raises WeightsError and leaves the target unchanged.
     """
@@ -57,7 +57,7 @@ def gather(cfg: DcpToTorchConfig) -> None:
 
 
 def _checkpoint(path: Path) -> Path:
-    """The iteration folder at `path`, or the folder that the tracker file in `path` names."""
+    """Return `path` if it is an iteration folder, else the folder named by the tracker file in `path`."""
     folder = path if is_complete(path) else latest_folder(path)
     if folder is None or not (folder / INDEX).is_file():
         raise WeightsError(

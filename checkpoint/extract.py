@@ -1,4 +1,4 @@
-"""Extract a LoRA from two checkpoints: a low-rank approximation of the difference of each linear layer."""
+"""Extracts a LoRA from two checkpoints: a low-rank approximation of each linear layer's difference."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
-_EXACT = 1024  # up to this smaller side, a matrix gets an exact SVD
+_EXACT = 1024  # matrices whose smaller side is at most this get an exact SVD
 _MORE = 16  # oversampling of the randomized SVD
-_WORST = 5  # layers that are logged
+_WORST = 5  # number of layers that are logged
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """The norm of a layer's difference, and of the part that the low rank loses."""
+    """Norms of a layer's difference and of the part lost to the low rank."""
 
     name: str
     rank: int

@@ -1,9 +1,9 @@
-"""Replace a target on disk.
+"""Replaces a target on disk.
 
-All files are first written and checked in a hidden folder, and then moved into place.
+All files are written and checked in a hidden folder, then moved into place.
 
-After a kill, the target is the old one, the new one or absent, but never a mixture of both. If it is absent,
-the next run first restores the old one.
+After a kill, the target is the old one, the new one or absent, but never a mix. If it is absent, the next
+run first restores the old one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mindspeed_mm.progress import size_text
 
 logger = get_logger(__name__)
 _STAGING = ".mm-convert"
-LEAVING, LEFT = "leaving", "left"  # folders of the old entries: while they are moved out, and after all are
+LEAVING, LEFT = "leaving", "left"  # folders of the old entries, during the move and after it
 
 
 @contextlib.contextmanager
 def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = "") -> Iterator[Path]:
     """Make an empty hidden folder under `place` for one conversion, and remove it afterwards.
 
-    First restores the entries that a killed conversion had moved out of `place`. `owned` and `last` are those
-    of `replace_entries`. With `last`, the target is the whole folder `place`, which is locked. Without it,
-    the target is the file `name` in `place`, and only the hidden folder is locked.
+    First restores the entries that a killed conversion had moved out of `place`. For `owned` and `last`, see
+    `replace_entries`. With `last`, the target is the whole folder `place`, which is locked. Without it, the
+    target is the file `name` in `place`, and only the hidden folder is locked.
 
     Raises LaunchError if another conversion to the same target is running.
     """
@@ -55,7 +55,7 @@ def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = ""
                 if last:
                     folder.rmdir()
     finally:
-        if held:  # the lock does not remove a folder that a killed conversion made
+        if held:  # the lock does not remove a folder created by a killed conversion
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -69,7 +69,7 @@ def _empty(folder: Path) -> bool:
 
 
 def _is_killed(path: Path) -> bool:
-    """Whether `path` is the hidden folder of a conversion to a file that was killed on this machine."""
+    """Return whether `path` is the hidden folder of a killed conversion to a file on this machine."""
     if not path.name.endswith(_STAGING):
         return False
     holder = read_holder(path)

@@ -1,4 +1,4 @@
-"""Merge LoRAs into their base, and write LoRAs for other programs."""
+"""Merges LoRAs into their base, and writes LoRAs for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Assemble a WanVACEPipeline folder of diffusers.
+"""Assembles a WanVACEPipeline folder of diffusers.
 
 Its parts are one or two transformers, the VAE, text encoder, tokenizer and scheduler.
 """
@@ -115,9 +115,8 @@ def open_parts(cfg: PipelineConfig) -> Parts:
     paths = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
     experts = {name: _open_expert(path, cfg) for name, path in paths.items()}
     words = Path(cfg.tokenizer_path) if cfg.tokenizer_path else find_tokenizer(Path(cfg.text_encoder_path))
-    encoder = load_text_encoder(
-        Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu"
-    )  # also reads the tokenizer
+    # Also reads the tokenizer.
+    encoder = load_text_encoder(Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu")
     shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": cfg.shift}
     modules = {
         "scheduler": UniPCMultistepScheduler(**shift),

@@ -1,4 +1,4 @@
-"""Split weights into pipeline stages: the files of an MM folder, by rank and chunk, for `pp_layers`."""
+"""Splits weights into pipeline stages: the files of an MM folder, by rank and chunk, for `pp_layers`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
 
 def mm_files(source: WeightsSource, pp_layers: Layers) -> dict[str, dict[str, Any]]:
-    """Return the torch files of an MM folder, by their path in it. An empty `pp_layers` gives one file.
+    """Return the torch files of an MM folder by their path in it. An empty `pp_layers` yields one file.
 
     Flat stage v·pp + p is chunk v of rank p. Raises ConfigError if the sizes do not fit the model.
     """

@@ -1,4 +1,4 @@
-"""Plan the files of a conversion and their content."""
+"""Plans the files of a conversion and their content."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Target:
     safetensors: Mapping[str, Mapping[str, TensorFile]]  # path → name → tensor
     texts: Mapping[str, str]  # path → small text file
     owned: tuple[str, ...] = ()  # patterns of the entries that the conversion replaces
-    last: str = ""  # the entry that is moved last and completes the folder
+    last: str = ""  # the entry that is moved last, which completes the folder
     tracker: bool = False
-    metadata: Mapping[str, str] | None = None  # metadata in the headers of the safetensors files
+    metadata: Mapping[str, str] | None = None  # metadata for the headers of the safetensors files
 
     @property
     def path(self) -> Path:
-        """The target_path of the user: a file or a folder."""
+        """The user's target_path: a file or a folder."""
         return self.folder / self.name if self.name else self.folder
 
 
@@ -101,7 +101,7 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
             f"would overwrite the base of {source.path}", where=path, fix="choose another target_path"
         )
     files = _shards(tensors, int(max_shard_gb * 1e9))
-    is_diffusers = dialect == "diffusers"  # diffusers needs a config.json of its own
+    is_diffusers = dialect == "diffusers"  # diffusers needs its own config.json
     texts = (
         {"config.json": json_text(diffusers_json(source.config))}
         if is_diffusers
@@ -128,7 +128,7 @@ def by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
 def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
     """Plan `<file>.json` with the sizes if they cannot be inferred from the weights.
 
-    All published models can be inferred.
+    The sizes of all published models can be inferred.
     """
     try:
         known = infer_config(source.shapes, {}) == source.config
@@ -147,7 +147,7 @@ def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
 
 
 def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str, TensorFile]]:
-    """Split tensors into files of at most `most` bytes, or of one larger tensor. Returns name → tensors."""
+    """Split tensors into files of at most `most` bytes or one larger tensor. Returns name → tensors."""
     parts: list[dict[str, TensorFile]] = [{}]
     size = 0
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Write a target to a hidden folder, read it back, and move it into place."""
+"""Writes a target to a hidden folder, reads it back, and moves it into place."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def write_and_replace(
 ) -> None:
     """Write `target`, which contains `tensors`, call `check` on the result, and move it into place.
 
-    Raises WeightsError. Weights with NaN or Inf also raise it, after all weights have been read, unless
-    `cfg.allow_nonfinite` is set. With `cfg.dry_run`, only checks the free space on the disk.
+    Raises WeightsError, also for weights with NaN or Inf (after all weights have been read) unless
+    `cfg.allow_nonfinite` is set. With `cfg.dry_run`, only checks the free disk space.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     shown = target.path

@@ -1,6 +1,6 @@
 """Megatron's command line.
 
-Flags that have an effect are fields of our configs; this file lists the other flags of Megatron. A flag is
+Flags with an effect are fields of our configs. This file lists Megatron's other flags. A flag is
 implemented (a field), accepted but unused (UNUSED, with the reason), or an error (unknown, or in REFUSED with
 advice, because ignoring it would change the training).
 """
@@ -139,7 +139,7 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     ),
 }
 
-# flag → what to do instead; ignoring these would change the training
+# flag → what to do instead, because ignoring these would change the training
 REFUSED: Mapping[str, str] = {
     "--rampup-batch-size": (
         "the global batch size is constant; set --global-batch-size, and --lr-warmup-samples "
@@ -178,7 +178,7 @@ class _Refused(argparse.Action):
 
 
 def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Config], str]]) -> FlagParser:
-    """A parser with one flag for each field of each (schema, title), and all of UNUSED and REFUSED."""
+    """Build a parser with a flag for each field of each (schema, title), and all of UNUSED and REFUSED."""
     parser = FlagParser(prog, description)
     for schema, title in schemas:
         add_flags(parser, schema, title)

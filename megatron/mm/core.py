@@ -1,6 +1,6 @@
 """The only module that imports megatron.core.
 
-It imports on first use, and suppresses the warnings that appear on machines without CUDA.
+It imports on first use and suppresses the warnings that appear on machines without CUDA.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 
 def core(module: str) -> Any:
-    """Import `megatron.core.<module>` without warnings and without transformer_engine, apex and others."""
+    """Import `megatron.core.<module>` without warnings, and without transformer_engine, apex and others."""
     with warnings.catch_warnings(), _compile_on_first_call():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
@@ -30,10 +30,10 @@ def core(module: str) -> Any:
 
 @contextmanager
 def _compile_on_first_call() -> Iterator[None]:
-    """Defer `@torch.compile` of the functions that are defined in this context to their first call.
+    """Defer `@torch.compile` of functions defined in this context to their first call.
 
     megatron.core decorates fused functions that VACE never calls. Compiling them at import loads
-    torch._dynamo and torch._inductor, which is half of a rank's start.
+    torch._dynamo and torch._inductor, which takes half of a rank's startup time.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Create and destroy the process groups of megatron.core.parallel_state."""
+"""Creates and destroys the process groups of megatron.core.parallel_state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.errors import LaunchError
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of this rank that the rest of the package uses."""
+    """This rank's process groups."""
 
     data: Any  # ranks with different samples and the same token positions
     context: Any  # ranks that share the tokens of one sample
@@ -29,7 +29,7 @@ class Groups:
 def import_mindspeed() -> None:
     """Apply MindSpeed's patches, which must happen before megatron.core is imported.
 
-    Raises LaunchError if MindSpeed is not installed, or if it is too late.
+    Raises LaunchError if MindSpeed is not installed or megatron.core is already imported.
     """
     if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
         raise LaunchError(
@@ -109,7 +109,7 @@ def destroy() -> None:
 
 
 def _replica_group(state: ModuleType) -> Any:
-    # renamed in core 0.13; 0.12.1 has the older name
+    # Renamed in core 0.13; 0.12.1 has the older name.
     for name in ("get_inter_distributed_optimizer_instance_group", "get_inter_partial_data_parallel_group"):
         getter = getattr(state, name, None)
         if getter is not None:

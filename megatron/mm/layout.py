@@ -1,6 +1,6 @@
 """Megatron's checkpoint folders: the tracker file, `iter_0000010` or `release`, and `mp_rank_00[_ppp]` files.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
 
 
 def read_tracker(root: Path) -> int | str | None:
-    """The iteration in the tracker file, `"release"`, or None without a tracker file.
+    """Return the iteration in the tracker file, `"release"`, or None without a tracker file.
 
-    Ignores surrounding white space (`echo release >` writes a newline). Raises WeightsError on anything
-    else.
+    Ignores surrounding white space, because `echo release >` writes a newline. Raises WeightsError for any
+    other content.
     """
     tracker = root / TRACKER
     if not os.path.lexists(tracker):
@@ -47,17 +47,17 @@ def write_tracker(root: Path, iteration: int | str) -> None:
 
 
 def iteration_name(iteration: int | str) -> str:
-    """10 → `iter_0000010`; `"release"` → `release`."""
+    """Format 10 as `iter_0000010`, and `"release"` as `release`."""
     return RELEASE if iteration == RELEASE else f"iter_{int(iteration):07d}"
 
 
 def iteration_folder(root: Path, iteration: int | str) -> Path:
-    """The folder of an iteration under `root`."""
+    """Return the folder of an iteration under `root`."""
     return root / iteration_name(iteration)
 
 
 def parse_iteration(name: str) -> int | str | None:
-    """`iter_0000010` → 10; `release` → `"release"`; any other name → None."""
+    """Parse `iter_0000010` to 10, `release` to `"release"`, and any other name to None."""
     if name == RELEASE:
         return RELEASE
     match = _ITERATION.fullmatch(name)
@@ -65,7 +65,7 @@ def parse_iteration(name: str) -> int | str | None:
 
 
 def saved_iterations(root: Path) -> list[int]:
-    """The iterations that have a folder under `root`, in ascending order, without `release`."""
+    """Return the iterations with a folder under `root`, in ascending order, without `release`."""
     found = (
         (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
     )
@@ -73,7 +73,7 @@ def saved_iterations(root: Path) -> list[int]:
 
 
 def restore_replaced(root: Path) -> None:
-    """Restore the previous checkpoint if the save that was replacing it was killed."""
+    """Restore the previous checkpoint if a save was killed while replacing it."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)
         if not target.exists() and (replaced / ".metadata").is_file():
@@ -91,14 +91,14 @@ def is_half_written(path: Path) -> bool:
 
 
 def complete_iterations(root: Path) -> list[int]:
-    """The iterations under `root` whose save or conversion finished, in ascending order."""
+    """Return the iterations under `root` whose save or conversion finished, in ascending order."""
     return [number for number in saved_iterations(root) if is_complete(iteration_folder(root, number))]
 
 
 def is_complete(folder: Path) -> bool:
     """Return whether a folder holds a complete checkpoint.
 
-    That is one with an index, which is written last, or with the files of an MM checkpoint.
+    A checkpoint is complete if it has an index, which is written last, or the files of an MM checkpoint.
     """
     if (folder / ".metadata").is_file():
         return True
@@ -106,7 +106,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def latest_folder(root: Path) -> Path | None:
-    """The folder that the tracker file names, or None without a tracker.
+    """Return the folder that the tracker file names, or None without a tracker file.
 
     Raises WeightsError if that folder does not exist.
     """
@@ -124,21 +124,20 @@ def latest_folder(root: Path) -> Path | None:
 
 
 def rank_name(stage: int | None) -> str:
-    """The folder of one pipeline stage: None (no pipeline) → `mp_rank_00`; 2 → `mp_rank_00_002`."""
+    """Name the folder of a pipeline stage: None (no pipeline) → `mp_rank_00`; 2 → `mp_rank_00_002`."""
     return "mp_rank_00" if stage is None else f"mp_rank_00_{stage:03d}"
 
 
 def parse_rank(name: str) -> int | None:
-    """`mp_rank_00_002` → pipeline stage 2; any other name → None."""
+    """Parse `mp_rank_00_002` to pipeline stage 2, and any other name to None."""
     match = _RANK.fullmatch(name)
     return int(match[2]) if match and match[2] else None
 
 
 def stage_files(folder: Path) -> list[Path]:
-    """The weight files of one iteration folder, in pipeline order; [] if there are none.
+    """Return the weight files of one iteration folder in pipeline order, or [] if there are none.
 
-    Raises WeightsError for tensor-parallel checkpoints, for a stage that is missing and for a rank without
-    its file.
+    Raises WeightsError for a tensor-parallel checkpoint, a missing stage, or a rank without its file.
     """
     ranks: dict[tuple[int, int | None], Path] = {}
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():

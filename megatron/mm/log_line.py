@@ -1,4 +1,4 @@
-"""Megatron's two log lines, character for character: users' scripts split them at ':' and '|'."""
+"""Megatron's two log lines, character for character, because users' scripts split them at ':' and '|'."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def iteration_line(
     tflops: float | None = None,
     now: datetime | None = None,
 ) -> str:
-    """The line of one log interval.
+    """Format the line of one log interval.
 
-    `tflops` per device adds the throughput field; a None loss leaves its field out.
+    `tflops` per device adds the throughput field. A loss of None omits its field.
     """
     fields = [
         (
@@ -44,7 +44,7 @@ def iteration_line(
 
 
 def memory_line(rank: int, iteration: int, allocated: int, max_allocated: int) -> str:
-    """The memory report after the first log line; sizes in bytes."""
+    """Format the memory report after the first log line. Sizes are in bytes."""
     mib = 1024 * 1024
     return (
         f"[Rank {rank}] (after {iteration} iterations) memory (MB) | "

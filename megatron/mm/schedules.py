@@ -25,9 +25,9 @@ class ParamScheduler(Protocol):
 
 
 def check_batch(micro_batch_size: int, global_batch_size: int | None, data_parallel_size: int) -> int:
-    """Return the global batch size; by default one micro-batch per rank.
+    """Return the global batch size, by default one micro-batch per data-parallel rank.
 
-    Raises ConfigError if it is not a multiple of that.
+    Raises ConfigError if it is not a multiple of the micro-batch size times the data-parallel size.
     """
     unit = micro_batch_size * data_parallel_size
     size = global_batch_size or unit
@@ -57,7 +57,7 @@ def schedule_steps(
 ) -> tuple[int, int, int | None]:
     """Return the lengths of warm-up, decay and WSD decay in samples.
 
-    Raises ConfigError if the warm-up or the WSD decay does not fit into the decay.
+    Raises ConfigError if the decay is too short for the warm-up or the WSD decay.
     """
     decay = config.lr_decay_samples or (config.lr_decay_iters or train_iters) * global_batch_size
     if config.lr_warmup_fraction is not None:
@@ -100,8 +100,8 @@ def param_scheduler(
         wd_incr_style="constant",
         wsd_decay_steps=wsd,
         lr_wsd_decay_style=config.lr_wsd_decay_style,
-        # the checkpoint gives the position in the schedule, the flags its shape: a new --lr takes effect on
-        # resume
+        # The checkpoint sets the position in the schedule, and the flags its shape, so a new --lr takes
+        # effect on resume.
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

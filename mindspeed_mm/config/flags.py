@@ -1,4 +1,4 @@
-"""Turn config fields into flags: a field `adam_beta1` becomes `--adam-beta1`, with its help and type."""
+"""Turns config fields into flags: `adam_beta1` becomes `--adam-beta1`, with its help and type."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
-        short = (
-            message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"
-        )  # a list of choices can be long, too
+        # A list of choices can be long.
+        short = message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"
         raise ConfigError(short, where=self.prog, fix=f"see {self.prog} --help")
 
     def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
@@ -38,20 +37,20 @@ class FlagParser(argparse.ArgumentParser):
         return namespace
 
     def flags(self) -> list[str]:
-        """Every flag that this parser knows, sorted."""
+        """Return every flag of this parser, sorted."""
         return sorted(self._option_string_actions)
 
 
 def flag_name(field: str) -> str:
-    """`adam_beta1` → `--adam-beta1`."""
+    """Convert `adam_beta1` to `--adam-beta1`."""
     return "--" + field.replace("_", "-")
 
 
 def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str) -> None:
     """Add one flag for each field of `schema`.
 
-    A flag that is not given is absent from the namespace, so the default of the field applies. A field that
-    is itself a config gets no flag; add its fields in a separate call.
+    A flag that is not given is absent from the namespace, so the field's default applies. A field that is
+    itself a config gets no flag; add its fields in a separate call.
     """
     group = parser.add_argument_group(title)
     for name, field in schema.model_fields.items():
@@ -63,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str)
 
 
 def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]:
-    """The fields of `schema` that were given as flags."""
+    """Return the fields of `schema` that were given as flags."""
     return {name: value for name, value in vars(namespace).items() if name in schema.model_fields}
 
 
@@ -80,15 +79,15 @@ def is_config(annotation: Any) -> TypeGuard[type[Config]]:
 
 
 def numbers(word: str) -> float | tuple[float, ...]:
-    """`0.5` is one number, `1,0.8,0.5` are several."""
+    """Parse one number (`0.5`) or several (`1,0.8,0.5`)."""
     values = tuple(map(float, word.split(",")))
     return values if len(values) > 1 else values[0]
 
 
 def _kind_of(field: Any) -> dict[str, Any]:
-    """argparse keywords for a field.
+    """Return the argparse keywords for a field.
 
-    A field that is true by default also gets `--no-…`; a flag that may be repeated collects its values.
+    A field that is true by default also gets `--no-…`. A flag that may be repeated collects its values.
     """
     if (field.json_schema_extra or {}).get("repeated"):
         return {"action": "append", "metavar": "KEY=VALUE"}
@@ -100,14 +99,12 @@ def _kind_of(field: Any) -> dict[str, Any]:
 
 
 def _kind(annotation: Any) -> dict[str, Any]:
-    """argparse keywords for a field's type."""
+    """Return the argparse keywords for a field's type."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
         if float in inner and any(get_origin(arg) is tuple for arg in inner):
-            return {
-                "type": numbers,
-                "metavar": "X[,X…]",
-            }  # one word only: the next may be a file
+            # Take one word only, because the next may be a file.
+            return {"type": numbers, "metavar": "X[,X…]"}
         return _kind(inner[0])
     if annotation is bool:
         return {"action": "store_true"}

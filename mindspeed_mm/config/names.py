@@ -14,7 +14,7 @@ from mindspeed_mm.registry import Registry
 class NameIn:
     """`Annotated[str, NameIn(SOLVERS)]`: the name of an entry, checked when a value is read.
 
-    Names of other packages count. Their code is not imported.
+    Names registered by other packages are also valid. Their code is not imported.
     """
 
     def __init__(self, registry: Registry[Any]) -> None:
@@ -37,7 +37,7 @@ class NameIn:
 
 
 def names_of(field: FieldInfo) -> tuple[str, ...]:
-    """The names that a field takes, in order; () when it takes other values, too."""
+    """Return the names that a field accepts, in order, or () if it also accepts other values."""
     for mark in field.metadata:
         if isinstance(mark, NameIn):
             return mark.registry.names()

@@ -1,6 +1,6 @@
-"""`--set a.b=value`: replace nested keys of a JSON or YAML file before it is validated.
+"""Implements `--set a.b=value`, which replaces nested keys of a JSON or YAML file before validation.
 
-Flags take precedence over them.
+Flags take precedence over these keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OverrideConfig(Config):
 
 @dataclass(frozen=True)
 class Override:
-    """One replacement: the word on the command line, its keys from the outermost in, the value."""
+    """One replacement: the word on the command line, its keys from outermost to innermost, the value."""
 
     word: str
     keys: tuple[str, ...]
@@ -54,7 +54,7 @@ class Overrides:
         return cls(tuple(_parse_override(word, files) for word in words), tuple(files))
 
     def apply(self, values: Any, file: str = "") -> Any:
-        """A copy of `values`, the content of one file, with its keys replaced. Raises ConfigError."""
+        """Return a copy of `values`, the content of one file, with keys replaced. Raises ConfigError."""
         for item in self.items:
             if not self.files:
                 values = _replaced(values, item.keys, item)

@@ -1,4 +1,4 @@
-"""The base of every config: frozen, keyword-only, strict about unknown keys, with addresses in errors."""
+"""Base class of configs: frozen, keyword-only, strict about unknown keys, with addresses in errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.files import json_type
 from mindspeed_mm.registry import did_you_mean
 
 C = TypeVar("C", bound="Config")
-_LARGEST = (1 << 63) - 1  # upper bound of every number; fields have their own, tighter bounds
+_LARGEST = (1 << 63) - 1  # upper bound of every number; fields may have tighter bounds
 
 
 # pydantic's kind of error → what was expected
@@ -53,10 +53,10 @@ _EXPECTED: Mapping[str, str] = {
 class Config(BaseModel):
     """A frozen set of named values.
 
-    Declare it beside the code that reads it; derived values are properties.
+    Declare a config next to the code that reads it. Derived values are properties.
 
-    UNUSED lists keys of published files that have no effect here, each with the reason. They are accepted,
-    and added to the list of notes in the validation context, which the task logs once.
+    UNUSED maps keys of published files that have no effect here to the reason. They are accepted
+    and added to the notes in the validation context, which the task logs once.
     """
 
     model_config = ConfigDict(
@@ -99,7 +99,7 @@ class Config(BaseModel):
 def parse(schema: type[C], values: object, where: str, notes: list[str] | None = None) -> C:
     """Validate plain values against `schema`.
 
-    `where` starts the address of an error (a file name); `notes` collects unused keys.
+    `where` is the start of error addresses, such as a file name. `notes` collects unused keys.
 
     Raises ConfigError listing every problem in one line: `pretrain_model.json:predictor.num_head: unknown key
     (…)`.
@@ -121,9 +121,8 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> Confi
     *path, last = item["loc"] or [""]
     location = [part for part in path if not _is_type_tag(part)]
     location += [last] if unknown or not _is_type_tag(last) else []
-    joint = (
-        "." if ":" in Path(where).name else ":"
-    )  # `where` may already point into a file: data.json:dataset_param
+    # `where` may already point into a file: data.json:dataset_param.
+    joint = "." if ":" in Path(where).name else ":"
     address = joint.join(filter(None, [where, _dotted(location)]))
     if unknown:
         known = _known_keys(schema, location[:-1])
@@ -133,7 +132,7 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> Confi
     value = item.get("input")
     if item["type"] in _EXPECTED:
         context = item.get("ctx", {})
-        got = context.get("actual_length", _shown(value))  # the number of items of a long list
+        got = context.get("actual_length", _shown(value))  # the number of items for a long list
         expected = _EXPECTED[item["type"]].format(**context)
         return ConfigError(f"got {got}", where=address, expected=expected)
     message = item["msg"].removeprefix("Value error, ")
@@ -151,13 +150,13 @@ def _shown(value: object) -> str:
 
 
 def _is_consequence(item: Mapping[str, Any]) -> bool:
-    """Whether an error only follows from another: pydantic calls a list of invalid items too short, too."""
+    """Return whether an error follows from another: pydantic also calls a list of invalid items short."""
     return bool(item["type"] == "too_short" and len(item["input"]) > item["ctx"]["actual_length"])
 
 
 @functools.cache
 def _scalar_kinds(annotation: Any) -> frozenset[type]:
-    """The scalar types in an annotation, including the types of a Literal's values."""
+    """Return the scalar types in an annotation, including the types of a Literal's values."""
     if get_origin(annotation) is Literal:
         return frozenset(map(type, get_args(annotation)))
     if isinstance(annotation, type):
@@ -166,7 +165,7 @@ def _scalar_kinds(annotation: Any) -> frozenset[type]:
 
 
 def _is_type_tag(part: object) -> bool:
-    """Whether pydantic added this part to name a member of a union that it tried, as in `tuple[str, ...]`."""
+    """Return whether pydantic added this part to name a tried union member, such as `tuple[str, ...]`."""
     return isinstance(part, str) and (not part or "[" in part)
 
 
@@ -178,7 +177,7 @@ def _dotted(location: list[Any]) -> str:
 
 
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:
-    """The keys of the config at `location`; [] if the path leads through something that is not a config."""
+    """Return the keys of the config at `location`, or [] if the path leaves the configs."""
     current: type[BaseModel] | None = schema
     is_key = False  # the next part is the key of a mapping, not a field
     for part in location:

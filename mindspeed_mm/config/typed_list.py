@@ -1,4 +1,4 @@
-"""Parse a JSON list whose entries select their schema by `type`, such as `transforms` and `hooks`."""
+"""Parses JSON lists whose entries select their schema by `type`, such as `transforms` and `hooks`."""
 
 from __future__ import annotations
 

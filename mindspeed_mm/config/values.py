@@ -1,4 +1,4 @@
-"""Parse a command-line value that may be JSON."""
+"""Parses command-line values that may be JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read YAML with the scalars of JSON.
+"""Reads YAML with the scalars of JSON.
 
 Dates and `1:30` stay strings; duplicate keys and aliases that expand without limit are errors.
 """
@@ -14,12 +14,12 @@ import yaml
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import MAX_DEPTH, ErrorType, PathLike, display_path, plain_problem, read_text
 
-_MAX_NODES = 1_000_000  # nodes of a file after its aliases are expanded
-_MAX_BYTES = 256 << 10  # bytes that parse within seconds; the files that we ship have about 1 KB
+_MAX_NODES = 1_000_000  # maximum number of nodes after aliases are expanded
+_MAX_BYTES = 256 << 10  # parses within seconds; the files that we ship have about 1 KB
 
 
 def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
-    """The contents of a YAML file with JSON's types: a date and `1:30` are strings, `1e-4` is a number.
+    """Read a YAML file with JSON's types: a date and `1:30` are strings, `1e-4` is a number.
 
     Raises `error`.
     """
@@ -42,13 +42,8 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         raise error(f"not valid YAML: {reason}", where=f"{where}{line}") from None
     except RecursionError:
         raise error(f"not valid YAML: nested more than {MAX_DEPTH} deep", where=where) from None
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as problem:  # raised by PyYAML for unusual tags
+    # PyYAML raises these for unusual tags.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
         reason = "a number has too many digits" if "digits" in str(problem) else str(problem)[:80]
         raise error(f"not valid YAML: a value does not fit its type ({reason})", where=where) from None
     if reason := plain_problem(values):
@@ -58,7 +53,7 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
 
 @functools.cache
 def _yaml_loader() -> Any:
-    """A safe loader with the scalars of JSON and without duplicate keys."""
+    """Return a safe loader with the scalars of JSON that rejects duplicate keys."""
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -91,7 +86,7 @@ def _yaml_loader() -> Any:
 
 
 def _yaml_nodes(node: Any, known: dict[int, int], depth: int) -> int:
-    """The number of values in a node after its aliases are expanded; infinite if it contains itself."""
+    """Count the values in a node after aliases are expanded; infinite if it contains itself."""
     if depth > MAX_DEPTH:
         raise RecursionError
     if id(node) not in known:

@@ -1,4 +1,4 @@
-"""Detects size changes and truncation in video files without decoding them.
+"""Detects size changes and truncation in video files without decoding.
 
 Does not import torch.
 """
@@ -23,12 +23,13 @@ _UNITS: dict[str, tuple[frozenset[int], frozenset[int]]] = {
     "mpeg2video": (frozenset({0xB3}), frozenset({0})),
     "mpeg4": (frozenset(range(0x20, 0x30)), frozenset({0xB6})),
 }
+# codec → the bytes of each frame that hold its size
 _FIELDS = {
     "vp8": slice(6, 10),
     "prores": slice(16, 20),
     "dnxhd": slice(24, 28),
     "png": slice(16, 24),
-}  # codec → the bytes of each frame that hold its size
+}
 _FIXED = frozenset(
     {"ffv1", "ffvhuff", "huffyuv", "utvideo", "rawvideo", "qtrle", "gif", "theora", "wmv1", "wmv2", "wmv3"}
 )
@@ -107,7 +108,7 @@ def _vp9_size(head: bytes) -> bytes | None:
 def _av1_size(head: bytes) -> bytes | None:
     """Return the sequence header, or None if none precedes the frame data."""
     place = 0
-    while place < len(head) and head[place] & 2:  # the unit carries its length
+    while place < len(head) and head[place] & 2:  # the unit contains its length
         kind, place = head[place] >> 3 & 15, place + 1 + (head[place] >> 2 & 1)
         length = shift = 0
         while place < len(head):
@@ -131,7 +132,7 @@ def _size_part(codec: str, unit: bytes) -> bytes:
 
 
 def _prefix_length(codec: str, extradata: bytes) -> int:
-    """Return how many bytes the length before each unit takes in MP4 and Matroska; 0 = start codes."""
+    """Return the size in bytes of the length before each unit in MP4 and Matroska; 0 = start codes."""
     place = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
     return (extradata[place] & 3) + 1 if extradata[:1] == b"\1" and place < len(extradata) else 0
 
@@ -196,7 +197,7 @@ def has_several_descriptions(path: Path) -> bool:
 
 
 def may_end_inside_a_frame(path: Path, program: int) -> bool:
-    """Return whether the last packet of stream `program` in a transport stream is full.
+    """Return whether the last packet of PID `program` in a transport stream is full.
 
     A complete frame usually ends in a padded packet.
     """

@@ -1,6 +1,6 @@
-"""Check of every clip of a dataset before any device is used.
+"""Checks every clip of a dataset before any device is used.
 
-Reports which rows cannot be used and why, and what the other rows become. Does not import torch.
+Reports which rows cannot be used and why, and what the other rows yield. Does not import torch.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class CheckReport:
     def enforce_error_budget(self, skip_bad_samples: int = 0, *, or_else: str = "") -> None:
         """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good.
 
-        `or_else` describes an alternative to correcting the rows, such as a flag that skips them.
+        `or_else` describes an alternative to fixing the rows, such as a flag that skips them.
         """
         if len(self.bad_rows) > skip_bad_samples or not self.records:
             other = f", or {or_else}" if or_else and self.records else ""
             raise DataError(list_problems(self.problems, self.rows), fix=f"correct them{other}")
 
     def write(self, path: Path) -> None:
-        """Write a JSON file with every row that is left out and the reason."""
+        """Write a JSON file with every excluded row and the reason."""
         skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
         content = {
             "rows": self.rows,
@@ -114,8 +114,8 @@ def check_dataset(
 ) -> CheckReport:
     """Read a manifest, check every clip and log a summary.
 
-    Raises DataError if more than `skip_bad_samples` rows are bad. With `report_path`, the rows that are left
-    out are written to that file even if the error is raised.
+    Raises DataError if more than `skip_bad_samples` rows are bad. With `report_path`, the excluded rows are
+    written to that file even if the error is raised.
     """
     manifest = scan_manifest(data_path, data_folder)
     report = check_manifest(manifest, config, workers=workers, timeout=timeout)
@@ -140,7 +140,7 @@ def check_manifest(
     timeout: float = 60.0,
     memory: Path | None = None,
 ) -> CheckReport:
-    """Open every clip, image and mask of the records, many at a time.
+    """Open every clip, image and mask of the records, many in parallel.
 
     A file that takes longer than `timeout` seconds is bad. `workers=0` opens the files in this process,
     without a timeout. `memory` is a folder that caches the results of good files by size and time stamp. A
@@ -195,7 +195,7 @@ def _lookup_facts(records: Sequence[SampleRecord], index: ClipIndex) -> list[Row
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
-    """Yield `rows` and log the progress, because many clips on slow storage take a while."""
+    """Yield `rows` and log the progress, because many clips on slow storage take long."""
     with Progress("checking", count, "clip") as progress:
         for row in rows:
             progress.step()

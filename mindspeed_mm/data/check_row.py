@@ -1,4 +1,4 @@
-"""Check of one row of a dataset: the facts about its files, or everything that is wrong with them.
+"""Checks one row of a dataset: returns the facts about its files, or everything wrong with them.
 
 Does not import torch.
 """

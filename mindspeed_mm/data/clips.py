@@ -1,6 +1,6 @@
 """Opens video files: rejects other files, and selects the stream that a media player would show.
 
-The check, both readers and the feature key all use this module, `packets.py` and `pictures.py`, so that they
+The check, both readers and the feature key all use this module, `packets.py` and `pictures.py`, so they
 cannot disagree. Does not import torch.
 """
 
@@ -87,7 +87,7 @@ def reject_text(path: Path) -> None:
 
 
 def _is_motion_jpeg(container: Any) -> bool:
-    """Whether the file is a sequence of JPEG images. One image followed by previews (MPO) is a picture."""
+    """Return whether the file is a sequence of JPEGs. One image followed by previews (MPO) is not."""
     packets = [packet for packet in islice(container.demux(video=0), 2) if packet.size]
     return len(packets) > 1 and b"MPF\0" not in bytes(packets[0])
 
@@ -151,5 +151,5 @@ def _count_packets(path: Path, streams: Sequence[Any]) -> dict[int, int]:
 
 
 def describe_error(path: Path, error: Exception) -> DataError:
-    """Convert an error of FFmpeg to a DataError that names the file."""
+    """Convert an FFmpeg error to a DataError that names the file."""
     return DataError(f"cannot be opened as a video: {short(error)}", where=display_path(path))

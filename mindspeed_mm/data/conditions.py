@@ -1,7 +1,7 @@
 """Loads clips, masks and references, given as paths or in memory, as the pixels that the model sees.
 
-Extraction, generation and inspection all use this module. Every change to the input is noted, and no change
-violates the policy.
+Used by extraction, generation and inspection. Every change to the input is noted, and no change violates the
+policy.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def load_conditions(
             video, mask = load.edited(inputs)
     read_reference = stretched_reference if stretch else load_reference
     references = tuple(read_reference(as_image(image), *size) for image in inputs.src_ref_images)
-    for image in inputs.src_ref_images if target is None else ():  # a dataset's check reports it for rows
+    for image in inputs.src_ref_images if target is None else ():  # the dataset check reports it for rows
         if isinstance(image, (str, Path)):
             load.notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
     return ReadConditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(load.notes))
@@ -114,7 +114,7 @@ class _Loader:
     notes: list[str] = field(default_factory=list)  # changes made to fit the sources
 
     def open(self, clip: Clip | VideoReader, *, mask: bool = False) -> VideoReader:
-        """Open a clip in any form as a reader, and note the traits of its file."""
+        """Open a clip in any form as a reader and note its traits."""
         found = as_reader(clip, self.reader, mask=mask)
         if isinstance(clip, (str, Path)):
             self.notes.extend(f"{clip}: {remark}" for remark in remarks_on(found.traits))

@@ -1,4 +1,4 @@
-"""The data JSONs: `dataset_param` of raw clips and of features, and `dataloader_param`. No torch."""
+"""Schemas of data JSONs: `dataset_param` and `dataloader_param`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _fits_vae(value: int) -> int:
 
 
 class ClipPolicy(Config):
-    """Which frames of a clip are taken, and what happens to a clip that does not fit.
+    """Which frames of a clip are used, and what happens to a clip that does not fit.
 
-    The rules are those of data and of generation.
+    Datasets and generation follow the same rules.
     """
 
     num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
@@ -106,7 +106,7 @@ class ClipPolicy(Config):
 class VideoConfig(Config):
     """`preprocess_parameters`: how a clip becomes frames of one size and one rate.
 
-    A new field with another name in its dump would rename the features of datasets in other packages.
+    Datasets in other packages may hash a dump of this config. Adding a field then renames their features.
     """
 
     num_frames: int = Field(
@@ -198,7 +198,7 @@ class VideoConfig(Config):
 
     @property
     def policy(self) -> ClipPolicy:
-        """The same as generation says it."""
+        """The same settings in the form that generation uses."""
         return ClipPolicy(
             num_frames=self.num_frames,
             fps=self.train_fps,

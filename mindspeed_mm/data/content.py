@@ -53,7 +53,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 class ContentIndex:
-    """Map of paths to hashes, stored in a folder. Each rank appends lines to its own file.
+    """Map from paths to hashes, stored in a folder. Each rank appends lines to its own file.
 
     An incomplete last line is ignored.
     """

@@ -1,4 +1,4 @@
-"""Reads datasets in CSV: tables of DiffSynth-Studio or VideoX-Fun, or with the keys of a data.json.
+"""Reads CSV datasets: tables of DiffSynth-Studio or VideoX-Fun, or tables with the keys of a data.json.
 
 Does not import torch.
 """

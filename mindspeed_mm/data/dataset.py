@@ -89,7 +89,7 @@ class FeatureDataset:
         self.folder = Path(source.data_folder) if source.data_folder else self.listing.parent
         self.rows = _read_listing(self.listing)
         self.verify = config.verify_checksums
-        self._infos: dict[int, tuple[int, int, int, int]] = {}  # shapes that the list lacks
+        self._infos: dict[int, tuple[int, int, int, int]] = {}  # shapes that are missing from the list
         self._sizes: tuple[int | None, int | None] = (None, None)  # text_dim and text_len of the model
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ _FOLDERS = (
     "C:/Windows/Fonts",
 )
 _NO_FONT = Path()  # marks a character that no font has
-# in order of preference: fonts with Chinese, Japanese and Korean characters, then fonts with many alphabets
+# In order of preference: Chinese, Japanese and Korean fonts, then fonts with many alphabets.
 _FALLBACKS = (
     *(
         "NotoSansCJK-Regular",
@@ -153,7 +153,7 @@ def _load_font(path: Path | None, size: int) -> Font:
 
 
 def _has_glyph(path: Path | None, character: str) -> bool:
-    """Return whether the font has the character, that is, does not draw it as its box for unknown ones."""
+    """Return whether the font has the character, that is, does not draw it as its missing-glyph box."""
     if character.isspace():
         return True
     font = _load_font(path, 20)

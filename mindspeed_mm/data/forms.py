@@ -1,4 +1,4 @@
-"""Converts clips and images in any form, such as paths, tensors, arrays and Pillow images.
+"""Converts clips and images in any form: paths, tensors, arrays and Pillow images.
 
 Values outside their range raise an error and are never clipped.
 """

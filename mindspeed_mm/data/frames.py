@@ -91,14 +91,14 @@ def choose_frames(
 def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, fps: float) -> FrameChoice:
     """Choose frames at `num_frames` even times from the first frame to the middle of the last.
 
-    This is what Wan2.1's VACE does. Each time selects the first frame on screen at that time. A clip with
+    This matches Wan2.1's VACE. Each time selects the first frame on screen at that time. A clip with
     fewer frames yields the largest possible 4k+1 frames. `fps` is the frame rate for a clip without duration.
     Raises DataError for an empty clip.
     """
     if not times:
         raise DataError("the clip has no frames", fix="replace it")
     count = min(num_frames, WAN.trim_frames(len(times)))
-    starts = np.array(times, dtype=np.float32)  # as decord gives them
+    starts = np.array(times, dtype=np.float32)  # as decord returns them
     ends = np.array([*times[1:], duration], dtype=np.float32)
     last = float(np.stack([starts[-1], ends[-1]]).mean())
     moments = np.linspace(0.0, last, count)
@@ -141,7 +141,7 @@ def align(
     """Return the frames of `other`, the stream `key`, that match the `chosen` frames of `video`.
 
     Clips with equal numbers of frames are matched frame by frame, others by time. A still mask applies to the
-    whole clip. `against` is the name of the video in messages. Raises DataError if the other stream ends
+    whole clip. `against` names the video in messages. Raises DataError if the other stream ends
     before the last chosen frame.
     """
     is_mask = key.startswith(("src_video_mask", "src_mask"))

@@ -62,7 +62,7 @@ class ImageReader:
         if not self.files:
             raise DataError("folder contains no images", where=path)
         self.num_frames = len(self.files)
-        # decided once for the whole folder, because a single frame may be fully opaque
+        # Decided once for the whole folder, because a single frame may be fully opaque.
         self.by_alpha = mask and are_only_alpha(self.files)
         self.height, self.width = self._load(self.files[0]).shape[:2]
         self.fps = UNTIMED_FPS
@@ -122,9 +122,8 @@ class AnimationReader:
             for place in range(getattr(image, "n_frames", 1)):
                 image.seek(place)
                 image.load()
-                durations.append(
-                    max(float(image.info.get("duration", 0)), 10) / 1000
-                )  # like browsers, never 0
+                # Like browsers, never use a duration of 0.
+                durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)
                 only_alpha = only_alpha and is_black(image)
                 see_through = see_through or (only_alpha and has_transparency(image))
         self.by_alpha = only_alpha and see_through
@@ -152,7 +151,7 @@ class AnimationReader:
             values = np.asarray(image.convert("RGBA"))[..., 3]
         elif image.mode == "P":
             values = np.asarray(image) > 0
-        else:  # Pillow blended the frame with the previous one: compare with the colour of index 0
+        else:  # Pillow blended the frame with the previous one, so compare with the colour of index 0
             colours = np.asarray(image.convert("RGB"))
             values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
         return as_grey(values)

@@ -99,7 +99,7 @@ def as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file within the pixel limit. Errors while it is decoded become DataError too."""
+    """Open an image file within the pixel limit. Decoding errors also become DataError."""
     path = regular_file(path, DataError)
     _enable_heic(path)
     try:
@@ -244,7 +244,7 @@ def is_labels(image: Image.Image) -> bool:
 
 
 def are_only_alpha(files: Sequence[Path]) -> bool:
-    """Return whether all images are entirely black with an alpha channel, and any pixel is not opaque."""
+    """Return whether all images have an alpha channel and are black, and at least one pixel is not opaque."""
     see_through = False
     for file in files:
         with open_image(file) as image:
@@ -255,7 +255,7 @@ def are_only_alpha(files: Sequence[Path]) -> bool:
 
 
 def is_black(image: Image.Image) -> bool:
-    """Return whether an image has an alpha channel and is black everywhere."""
+    """Return whether an image has an alpha channel and is entirely black."""
     return image.mode in _ALPHA_MODES and not np.asarray(image.convert("RGBA"))[..., :3].any()
 
 

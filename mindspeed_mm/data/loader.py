@@ -56,15 +56,14 @@ class SampleOrder:
         for record, shape in enumerate(shapes):
             self._streams.setdefault(shape, []).append(record)
         self._epochs: dict[int, list[tuple[int, ...]]] = {}
-        self._epoch, self._first = 0, 0  # the epoch used last, and the index of its first group
+        self._epoch, self._first = 0, 0  # the most recent epoch, and the index of its first group
 
     def group(self, index: int) -> tuple[int, ...]:
         """Return the records of the group at `index` of the endless sequence."""
         if not self._first <= index < self._first + self.groups_in(self._epoch):
             records = sum(map(len, self._streams.values()))
-            after = (
-                index + len(self._streams)
-            ) * self.micro_batch_size // records + 2  # an epoch that begins after the group
+            # An epoch that begins after the group.
+            after = (index + len(self._streams)) * self.micro_batch_size // records + 2
             self._epoch = bisect.bisect_right(range(after), index, key=self._groups_before) - 1
             self._first = self._groups_before(self._epoch)
         return self.epoch(self._epoch)[index - self._first]
@@ -111,7 +110,7 @@ class SampleOrder:
 class RankSampler(Sampler[list[Draw]]):
     """Yields the groups of one data-parallel rank from `consumed_samples` on.
 
-    Groups are distributed to the ranks in turn, as in Megatron.
+    Groups are assigned to the ranks in turn, as in Megatron.
     """
 
     def __init__(self, order: SampleOrder, *, dp_rank: int, dp_size: int, consumed_samples: int = 0) -> None:

@@ -54,7 +54,7 @@ def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
 def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> Manifest:
     """Read a data.txt, data.json, .jsonl, .csv or a folder of clips, and check that the files exist.
 
-    Raises DataError only if a list itself cannot be read. The returned manifest lists the problems of rows.
+    Raises DataError only if a list itself cannot be read. Problems of rows are listed in the manifest.
     """
     records: list[SampleRecord] = []
     problems: list[Problem] = []
@@ -125,7 +125,7 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
 
 
 def _near(data_path: Path, path: str) -> Path:
-    """Resolve `path` against the working directory, or else against the folder of the file that names it."""
+    """Resolve `path` against the working directory, else against the folder of the file that names it."""
     beside = data_path.parent / path
     return beside if not os.path.exists(path) and os.path.exists(beside) else Path(path)
 

@@ -22,7 +22,7 @@ from mindspeed_mm.files import (
 from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)
-_ALSO_CALLED = {  # keys of other projects that are too different for a spelling suggestion
+_ALSO_CALLED = {  # keys of other projects that differ too much for a spelling suggestion
     other: f" (did you mean {key!r}?)"
     for key, names in {"src_video_mask": ("mask", "src_mask"), "cap": ("caption", "prompt", "text")}.items()
     for other in names
@@ -175,7 +175,7 @@ class DatasetFolder:
 
 
 def _has_text(caption: str) -> bool:
-    """Whether `caption` has a visible character. White space, control and zero-width characters are not."""
+    """Return whether `caption` has a visible character, not only white space, control or zero-width ones."""
     return any(unicodedata.category(character) not in _INVISIBLE for character in caption)
 
 
@@ -192,7 +192,7 @@ def _real(path: Path) -> str:
 
 
 def missing_files(named: Sequence[NamedFile]) -> list[Problem]:
-    """Return a problem for each missing file. Many threads look, because network storage is slow."""
+    """Return a problem for each missing file. Looks in many threads, because network storage is slow."""
     found = map_in_threads(lambda file: _why_missing(file.path), named)
     return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
 

@@ -81,8 +81,7 @@ def read_packed(
 def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
     """Return the JSON header of a safetensors file.
 
-    Raises DataError if the file is missing, has another length than the header says, or if the header is
-    damaged.
+    Raises DataError if the file is missing, its length does not match the header, or the header is damaged.
     """
     header, start, size = read_safetensors_header(path, DataError)
     end = _end(path, header)

@@ -17,14 +17,14 @@ from mindspeed_mm.errors import DataError
 
 # Container formats in which FFmpeg marks a packet as corrupt when the file ends inside it.
 _CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
-# Container formats that store the length of each frame. FFmpeg drops or marks a frame that the end of the
-# file cuts. In other formats, only decoding detects the cut.
+# Container formats that store the length of each frame. FFmpeg drops or marks a frame cut by the end of
+# the file. In other formats, only decoding detects the cut.
 _CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
 # Codecs whose decoders conceal a truncated slice without marking the frame.
 _TEARS_ARE_HIDDEN = frozenset({"hevc", "vvc"})
-_AFTER_A_SLICE = b"\x55" * 64  # changes how a truncated slice decodes; a whole one encodes its end
-_REORDERED = 16  # the most frames that can be shown after the last frame in the file
-ASSUMED_FPS = 25  # rate of a raw stream without one, as FFmpeg and players assume
+_AFTER_A_SLICE = b"\x55" * 64  # changes how a truncated slice decodes; a complete slice encodes its end
+_REORDERED = 16  # maximum number of frames shown after the last frame in the file
+ASSUMED_FPS = 25  # frame rate that FFmpeg and players assume for a raw stream without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class FrameTable:
     last: float  # duration of the last frame in seconds; 0 = unknown
     by_place: bool  # stamps repeat, restart or are missing: only the index identifies a frame
     skipped: int = 0  # frames before the first key frame, which cannot be decoded
-    cut: bool = False  # the file ends inside a frame; that frame is left out
-    closed: bool = True  # every frame is shown, and none before the key frame that it follows
+    cut: bool = False  # the file ends inside a frame, which is excluded
+    closed: bool = True  # every frame is shown, and none before its preceding key frame
     resized: bool = False  # key frames may differ in size
 
 
@@ -91,7 +91,7 @@ def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
             return
         try:
             frames = packet.decode()
-        except av.error.FFmpegError as error:  # in the last packet, the file is truncated
+        except av.error.FFmpegError as error:  # in the last packet, it means a truncated file
             failure = error
             continue
         yield from frames
@@ -126,10 +126,8 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         elif lead and first_key is None and packet.is_keyframe:
             first_key = len(found)
         if stamp is not None and highest is not None and packet.is_keyframe and stamp < highest:
-            part, highest = (
-                part + 1,
-                None,
-            )  # files joined by `cat`: no frame before a key frame is played after it
+            # Files joined by `cat`: no frame before a key frame is played after it.
+            part, highest = part + 1, None
         highest = stamp if stamp is not None and (highest is None or stamp > highest) else highest
         found.append((part, stamp, packet.is_keyframe, packet.duration or 0))
     if first_key is not None:
@@ -152,7 +150,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
 
 
 def _may_be_cut(container: Any, stream: Any) -> bool:
-    """Return whether the last frame must be decoded to know that it is whole."""
+    """Return whether the last frame must be decoded to check that it is complete."""
     if has_index(stream) or _CUT_IS_SEEN & _names(container):
         return False
     return container.format.name != "mpegts" or may_end_inside_a_frame(Path(container.name), stream.id)
@@ -168,7 +166,7 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
         place = next((i for i, (_, whole) in enumerate(flags) if not whole), len(flags))
         return place if place < len(table.stamps) and place >= len(flags) - _REORDERED else None
     key = max((k for k in (table.stamps[i] for i in table.keys) if k is not None and k <= last), default=None)
-    for start in (key, None):  # if the seek lands after the key frame, start over at the beginning
+    for start in (key, None):  # if the seek lands after the key frame, start at the beginning
         whole = {stamp for stamp, is_whole in _decoded(path, start, table) if is_whole}
         if key in whole:
             break
@@ -178,7 +176,7 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
 def _find_torn_end(path: Path, table: FrameTable) -> int | None:
     """Return the index of the first frame that changes when bytes are appended to the file's last slice.
 
-    Returns None when that slice is whole.
+    Returns None if that slice is complete.
     """
     container, stream = open_clip(path)
     with container:
@@ -220,7 +218,7 @@ def _longer(packet: Any, more: bytes) -> Any:
 
 
 def _decoded(path: Path, start: int | None, table: FrameTable) -> list[tuple[int | None, bool]]:
-    """Return (stamp, is whole) of each frame from `start` on, counted as the readers count frames."""
+    """Return (stamp, is complete) of each frame from `start` on, counted as the readers count frames."""
     import av
 
     first = table.stamps[0] if table.by_place and table.skipped else None
@@ -268,7 +266,7 @@ def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped:
 
 
 def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int]) -> list[int]:
-    """Return ticks from the first frame. A part whose stamps restart continues at the end of the previous."""
+    """Return ticks from the first frame. A part whose stamps restart continues after the previous one."""
     ticks: list[int] = []
     shift = -stamps[0]
     for place, stamp in enumerate(stamps):

@@ -1,4 +1,4 @@
-"""Conversion of decoded frames to pixels (orientation, transparency) and detection of clip traits.
+"""Converts decoded frames to pixels (orientation, transparency) and detects clip traits.
 
 Does not import torch.
 """
@@ -17,7 +17,7 @@ from mindspeed_mm.data.images import BLACK, WHITE, brightness
 from mindspeed_mm.data.packets import FrameTable, decode_frames, has_index, is_raw, stream_rates
 
 _PQ, _HLG = 16, 18  # transfer functions of ITU-T H.273
-_SHORT_OF = 0.9  # share of the header's length below which a clip is short; muxers round by less
+_SHORT_OF = 0.9  # a clip is short below this share of the header's length; muxers round by less
 
 
 def to_rgb(frame: Any, background: int = WHITE) -> NDArray[np.uint8]:
@@ -76,7 +76,7 @@ def _turn(image: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
 
 
 def has_alpha(frame: Any) -> bool:
-    """Return whether the pixel format carries transparency."""
+    """Return whether the pixel format has transparency."""
     return any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
 
 
@@ -164,7 +164,7 @@ def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
 
 
 def _tag(stream: Any, name: str) -> str:
-    """Return a tag of the stream, matched without regard to case.
+    """Return a tag of the stream, matched case-insensitively.
 
     `alpha_mode` is returned as `ALPHA_MODE` if it was written as a tag.
     """

@@ -1,6 +1,6 @@
-"""Length, size and frame rate of clips, read from their headers. Does not import torch.
+"""Reads length, size and frame rate of clips from their headers. Does not import torch.
 
-Decodes a few frames of a clip, or every image of a folder. Reads no more than that where the format allows.
+Decodes a few frames of a clip, or every image of a folder. Reads nothing else if the format allows.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _traits_of(path: Path) -> tuple[str, ...]:
     try:
         return probe(path, mask=True).traits
     except DataError:
-        pass  # either an image with another suffix, such as a reference, or an error that the reader reports
+        pass  # an image with another suffix, such as a reference, or an error that the reader reports
     try:
         return image_traits(path, mask=True)
     except DataError:
@@ -157,7 +157,7 @@ def _look(path: Path, *, mask: bool) -> ClipInfo:
 
 
 def _is_indexed(stream: Any) -> bool:
-    """Return whether the header gives the frame count and a constant rate, and every frame is shown.
+    """Return whether the header has the frame count and a constant rate, and every frame is shown.
 
     Matroska, WebM and MPEG-TS store no frame count. Headers of clips from phones may be wrong.
     """
@@ -280,7 +280,7 @@ class ClipIndex:
     lines in a folder. Incomplete lines are ignored. If the folder is not writable, nothing is cached on disk.
     """
 
-    _FILE = "clips.4.jsonl"  # the number changes when `probe` detects more
+    _FILE = "clips.4.jsonl"  # the number changes when `probe` detects more problems
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / self._FILE

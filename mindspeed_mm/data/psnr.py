@@ -1,4 +1,4 @@
-"""PSNR of uint8 pixels. No torch."""
+"""PSNR of uint8 pixels. Does not import torch."""
 
 from __future__ import annotations
 

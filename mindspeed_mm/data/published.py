@@ -41,7 +41,7 @@ def check_values(path: Path, name: str, tensor: Tensor) -> None:
             fix=EXTRACT_AGAIN,
         )
     if not tensor.numel():
-        return  # the check of its shape reports it
+        return  # the shape check reports it
     low, high = (value.item() for value in tensor.aminmax())
     if not -float("inf") < low <= high < float("inf"):  # false for NaN
         raise DataError(f"{name} has values that are NaN or infinite", where=path, fix=EXTRACT_AGAIN)
@@ -55,7 +55,7 @@ def check_values(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def count_references(context: Tensor) -> int:
-    """Count leading frames whose reactive and mask channels are exactly zero, as only references have."""
+    """Count leading frames with reactive and mask channels of exactly zero, which only references have."""
     empty = context[WAN.channels :].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
     return next((index for index, zero in enumerate(empty) if not zero), len(empty))
 
@@ -92,7 +92,7 @@ def _load(path: Path, verify: bool) -> Any:
         _check_records(path, content, verify)
         content.seek(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was written
+            warnings.simplefilter("ignore")  # warnings about how the file was written
             return torch.load(content, map_location="cpu", weights_only=True)
     except DataError:
         raise

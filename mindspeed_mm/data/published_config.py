@@ -1,4 +1,4 @@
-"""The train_pipeline of published data JSONs, and the part of it that this library accepts."""
+"""The train_pipeline of published data JSONs, and the steps that this library accepts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 class TrainPipeline(Config):
     """`train_pipeline` of published files.
 
-    Accepted if it names only the steps that are performed anyway. Any other step raises an error, because
+    Accepted if it contains only the steps that are always performed. Other steps raise an error, because
     VACE's weights were not trained with it.
     """
 

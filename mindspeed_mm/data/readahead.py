@@ -42,7 +42,7 @@ class _Reader:
 
 
 class ReadAhead(Generic[Task, Result]):
-    """Apply `function` to tasks in `num_workers` processes and return results in order.
+    """Applies `function` to tasks in `num_workers` processes and returns results in order.
 
     A result is a value or a DataError. The error reports an exception in the function, a read that took
     longer than `timeout` seconds, or a process that died. With `num_workers=0` there is no timeout. `flag` is
@@ -117,7 +117,7 @@ class ReadAhead(Generic[Task, Result]):
             self._collect(results, again, block=False)
 
     def _idle(self) -> _Reader:
-        """Return a process without a task; start one when all are busy."""
+        """Return a process without a task. Starts one if all are busy."""
         for reader in self._readers:
             if not reader.tickets:
                 return reader

@@ -1,4 +1,4 @@
-"""Registry of datasets, and the data JSON that selects one. Code is imported when it is first used."""
+"""Registry of datasets, and the data JSON that selects one. Code is imported on first use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DataConfig(Config):
 def read_data_config(path: str | Path, notes: list[str] | None = None) -> DataConfig:
     """Read a data JSON. `notes` collects keys that have no effect.
 
-    Raises ConfigError with the address of the wrong value.
+    Raises ConfigError with the address of the invalid value.
     """
     return parse_data_config(read_json(path), str(path), notes)
 

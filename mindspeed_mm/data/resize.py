@@ -1,4 +1,4 @@
-"""Resizes frames to the model's size in the way that VACE was trained with.
+"""Resizes frames to the model's size as in VACE's training.
 
 Clips are resized to fill (bicubic with antialias, on uint8) and center-cropped. Masks are resized to the
 nearest pixel and binarized at one half. References are letterboxed on white.

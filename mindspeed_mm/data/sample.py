@@ -49,9 +49,8 @@ class Inputs(Streams["Clip", "Picture"]):
 
     first_frame: Clip | None = None
     last_frame: Clip | None = None
-    outpaint: tuple[float, float, float, float] | None = (
-        None  # left, top, right, bottom, as fractions of the clip's size
-    )
+    # Left, top, right, bottom, as fractions of the clip's size.
+    outpaint: tuple[float, float, float, float] | None = None
 
     @property
     def given(self) -> bool:
@@ -114,7 +113,7 @@ class SampleRecord(Streams[Path, Path]):
 
     video: Path
     captions: tuple[str, ...]  # at least one
-    address: str = ""  # `data.json[17]`: how errors name this row
+    address: str = ""  # the row's name in errors: `data.json[17]`
     row: int = 0  # its index in the whole dataset
     synthesis: Synthesis | None = None  # the task that makes src_video, mask and references
 
@@ -175,9 +174,8 @@ class Batch:
     prompt_embeds: Tensor  # [B, L, text_dim], zero rows past each prompt's length
     prompt_lengths: Tensor  # [B]
     num_refs: int  # R, equal for all rows because it is part of the shape
-    sample_index: (
-        Tensor  # [B] int64, consumed-sample index of each row: keys timestep, noise and caption choice
-    )
+    # [B] int64, the consumed-sample index of each row, which keys timestep, noise and caption choice.
+    sample_index: Tensor
     keys: tuple[str, ...]  # FeatureRecord.key of each row
     tasks: tuple[str, ...] = ()  # FeatureRecord.task of each row
 

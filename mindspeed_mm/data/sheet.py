@@ -1,4 +1,4 @@
-"""Contact sheets: one picture that shows what the model sees of a sample.
+"""Draws contact sheets: one picture that shows what the model sees of a sample.
 
 Frames are uint8 arrays. Does not import torch.
 """
@@ -26,7 +26,7 @@ TALLEST = 240  # maximum height of one picture in pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """One row of a sheet: pictures of one stream in order of time."""
+    """One row of a sheet: pictures of one stream in chronological order."""
 
     name: str
     pictures: Sequence[Picture]  # each uint8 [H, W, 3]
@@ -74,7 +74,7 @@ def draw_sheet(
 
 
 def shortened(text: str) -> str:
-    """Shorten `text` to what fits on a sheet. The layout of 100 kB of text would take minutes."""
+    """Shorten `text` to fit on a sheet. The layout of 100 kB of text would take minutes."""
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(text)} characters)"
 
 

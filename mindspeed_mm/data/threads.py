@@ -9,12 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 32
-# ThreadPoolExecutor.map has no chunks, and submitting a single item costs more than a local stat.
+# ThreadPoolExecutor.map does not chunk, and submitting a single item costs more than a local stat.
 _CHUNK = 256
 
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Apply `function` to every item and return the results in order. Exceptions are passed on."""
+    """Apply `function` to every item and return the results in order. Exceptions propagate."""
 
     def apply(start: int) -> list[R]:
         return [function(item) for item in items[start : start + _CHUNK]]

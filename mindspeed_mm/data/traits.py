@@ -33,8 +33,8 @@ REMARKS: Mapping[str, str] = {
     "ignored": "pictures in a folder that are not read as frames: {}; convert them to PNG",
     "by alpha": "no picture but an alpha channel: opaque is white",
 }
-# Traits that versions up to 0.1 read differently. They become part of a feature's key; other keys do not
-# change.
+# Traits that versions up to 0.1 read differently. They are part of a feature's key, and leave other keys
+# unchanged.
 REREAD = frozenset(
     {(
         "later stream"

@@ -57,7 +57,7 @@ _SAME_COLOURS = {
     "bgr0",
     "gray",
 }
-_RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # may change size, as in recorded calls; decord rescales silently
+_RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # size may change, as in recorded calls; decord rescales silently
 
 
 class VideoReader(Protocol):
@@ -115,7 +115,7 @@ def open_video(
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Return whether decord returns the frames of this file bit for bit as PyAV does.
+    """Return whether decord and PyAV return bit-identical frames for this file.
 
     Reads packets and decodes one frame.
 
@@ -181,7 +181,7 @@ class DecordReader:
         self.duration, self.fps = clock(self.times, float(stamps[-1, 1] - stamps[-1, 0]))
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3]."""
         check_range(self.path, self.num_frames, indices)
         try:
             frames: Frames = self._reader.get_batch(list(indices)).asnumpy()
@@ -229,7 +229,7 @@ class AvReader:
         self._frames: Iterator[Any] = iter(())
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3]."""
         import av
 
         check_range(self.path, self.num_frames, indices)

@@ -1,4 +1,4 @@
-"""Writes video files. Equal frames give equal bytes. Does not import torch."""
+"""Writes video files. Equal frames yield equal bytes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
 
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_EXACT = {"fflags": "+bitexact"}  # no random identifiers in Matroska, so that equal frames give equal files
+_EXACT = {"fflags": "+bitexact"}  # no random identifiers in Matroska, so that equal frames yield equal files
 
 
 def write_video(

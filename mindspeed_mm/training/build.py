@@ -1,4 +1,4 @@
-"""Construction of a sharded model with weights from a model JSON. No rank needs a whole copy.
+"""Builds a sharded model with weights from a model JSON. No rank needs a whole copy.
 
 The steps are: build on the meta device; apply transforms, which freeze layers and choose dtypes; apply
 context parallelism, recompute and compile; shard; fill the local shards from memory-mapped files.
@@ -37,7 +37,7 @@ from mindspeed_mm.ops.quantized import SCALE, fill_scale, quantized_layers
 from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
-# official name → the whole tensor; lazy, so that slicing reads only the slice
+# official name → the whole tensor, which is lazy, so that slicing reads only the slice
 Reader = Callable[[str], Tensor]
 
 

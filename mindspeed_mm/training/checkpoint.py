@@ -1,4 +1,4 @@
-"""Saving and loading of training checkpoints.
+"""Saves and loads training checkpoints.
 
 A checkpoint is a torch.distributed.checkpoint folder whose keys are MM names. It is written under a temporary
 name and then renamed. The tracker file is updated last.
@@ -76,7 +76,7 @@ class Checkpointer:
     ) -> None:
         self.config, self.accelerator, self.key_map = config, accelerator, key_map
         self.base, self.job_json = base, job_json
-        # a separate group: the collectives of a background save must not mix with those of training
+        # A separate group, because collectives of a background save must not mix with those of training.
         self.group = dist.new_group(backend="gloo") if config.async_save else None
         self.pending: Future[Any] | None = None
         self.pending_at = 0
@@ -85,8 +85,8 @@ class Checkpointer:
     def save(self, state: TrainState, best: Best | None = None) -> int | None:
         """Save one checkpoint, or start saving it with --async-save.
 
-        `best` is given if this iteration has the lowest held-out loss so far. This checkpoint is then kept,
-        and the previous best is removed unless it was also saved for another reason.
+        Pass `best` if this iteration has the lowest held-out loss so far. This checkpoint is then kept, and
+        the previous best is removed unless it was also saved for another reason.
 
         Returns the iteration whose save this call completed, if any. Raises WeightsError if the checkpoint
         cannot be written; earlier checkpoints are unchanged.
@@ -134,7 +134,7 @@ class Checkpointer:
         """
         if self.config.load is not None:
             root = Path(self.config.load)
-            # a run that is saving to this folder will rename its temporary folders itself
+            # A run that is saving to this folder renames its temporary folders itself.
             self._on_first_rank(root, lambda: None if is_in_use(root) else restore_replaced(root))
         folder = folder_to_load(self.config)
         if folder is None:
@@ -211,7 +211,7 @@ class Checkpointer:
         target = iteration_folder(root, iteration)
         replaced = root / f"{REPLACED}{target.name}"
         if target.exists():
-            # a rename cannot replace a folder; if the run is killed here, restore_replaced undoes this
+            # A rename cannot replace a folder. If the run is killed here, restore_replaced undoes this.
             target.rename(replaced)
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
@@ -257,5 +257,5 @@ def _temporary(root: Path, iteration: int) -> Path:
 
 def _all_true(value: bool) -> bool:
     flag = torch.tensor(int(value))
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # over the default group: the save's own group is busy
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # over the default group, because the save's group is busy
     return bool(flag)

@@ -46,7 +46,7 @@ class BaseReference:
 def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
     """Check that a trainable-only checkpoint was trained on the weights of `base`.
 
-    Raises WeightsError if there is no base. A different base, or different fused LoRAs, also raise
+    Raises WeightsError if there is no base. A different base or different fused LoRAs also raise
     WeightsError, but only log a warning with `finetune`.
     """
     if not isinstance(found, Mapping):

@@ -1,4 +1,4 @@
-"""Planner, reader and writer for torch.distributed.checkpoint.
+"""Planner, reader and writer for torch.distributed.checkpoint (DCP).
 
 Loading never executes pickled data from a file. Each stored piece has a checksum.
 """

@@ -1,6 +1,6 @@
-"""Selection of the checkpoint that `--load` refers to.
+"""Selects the checkpoint that `--load` refers to.
 
-A run never starts over in a folder of checkpoints that it could resume from, unless a flag requests it.
+A run never starts over in a folder with checkpoints that it could resume from, unless a flag requests it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Best(Config):
 
 
 def read_best(root: Path) -> Best | None:
-    """Read which checkpoint in `root` is the best.
+    """Return which checkpoint in `root` is the best.
 
     Returns None if there is no best.json or the checkpoint no longer exists. Raises WeightsError if best.json
     is invalid.

@@ -1,4 +1,4 @@
-"""Loading of a training state from one checkpoint folder.
+"""Loads a training state from one checkpoint folder.
 
 Allocations are limited to the sizes in the index, and every value is checked before use.
 """
@@ -96,7 +96,7 @@ def _places(
     }
     if means := values.packed(f"loss_means.{rank}"):
         content["loss_means"] = {rank: means[0]}
-    # a rank that is not in the checkpoint gets the hook states of rank 0
+    # A rank that is not in the checkpoint gets the hook states of rank 0.
     first = rank if f"hooks.{rank}" in values.entries else "rank_00000"
     if hooks := values.packed(f"hooks.{first}"):
         content["hooks"] = {first: hooks[0]}

@@ -1,7 +1,7 @@
 """Megatron's training arguments: optimizer, batches, checkpoints, logging, exits and profiler.
 
-Each field is a flag. Defaults are those of Megatron core 0.12. The scripts under examples/vace/ contain our
-recipe.
+Each field is a flag. Defaults are those of Megatron core 0.12. Our recipe is in the scripts under
+examples/vace/.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from mindspeed_mm.training.config import ExitConfig
 class ExitWatch:
     """Watches --exit-interval, --exit-duration-in-mins and signals.
 
-    The ranks average the numbers of `local` once per iteration, and `reason` decides from these means.
+    The ranks average the results of `local` once per iteration, and `reason` decides from these means.
     """
 
     def __init__(self, config: ExitConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +30,7 @@ class ExitWatch:
         ]
 
     def reason(self, iteration: int, anywhere: list[float]) -> str | None:
-        """Return why to stop after this iteration, or None to continue; the same on every rank."""
+        """Return why to stop after this iteration, or None to continue. The same on every rank."""
         *signals, expired = anywhere
         for number, share in zip(STOP_SIGNALS, signals, strict=True):
             if share:

@@ -1,4 +1,4 @@
-"""Losses by task and by quarter of the schedule, which break down the mean loss of an iteration."""
+"""Breaks down the mean loss of an iteration by task and by quarter of the schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class LossGroups:
-    """The groups of reported losses: the tasks, then four quarters of the schedule."""
+    """The groups of reported losses: the tasks, then the four quarters of the schedule."""
 
     tasks: tuple[str, ...]
     ends: tuple[float, ...]  # timesteps that separate the quarters, ascending

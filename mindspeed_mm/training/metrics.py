@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-READERS = "readers"  # key of `StepReport.costs`: work of other processes, parallel to the iteration
+READERS = "readers"  # key of `StepReport.costs`: work of other processes, in parallel with the iteration
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,8 @@ class StepReport:
     model_tflop: float  # for the global batch
     hardware_tflop: float
     peak_memory: int  # bytes
-    losses: dict[str, float] = field(
-        default_factory=dict
-    )  # unweighted, for each task and each quarter of the timesteps
+    # Unweighted, for each task and each quarter of the timesteps.
+    losses: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)  # seconds spent on making samples from raw clips
 
 

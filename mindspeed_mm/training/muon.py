@@ -42,9 +42,8 @@ class Muon(torch.optim.AdamW):
                 for matrix, update in zip(matrices, updates, strict=True):
                     part = local(matrix)
                     part.mul_(1 - group["lr"] * group["weight_decay"])
-                    part.sub_(
-                        update.to(part), alpha=group["lr"] * size
-                    )  # `to` also moves the update to the device of `part`, which may be offloaded
+                    # `to` also moves the update to the device of `part`, which may be offloaded.
+                    part.sub_(update.to(part), alpha=group["lr"] * size)
                     matrix.grad = None  # AdamW skips parameters without a gradient
         super().step()
 
@@ -78,7 +77,7 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     if not isinstance(first, DTensor):
         return list(newton_schulz(slices).unbind())
     sliced = [Shard(place.dim + 1) if isinstance(place, Shard) else Replicate() for place in first.placements]
-    # replicas first divide the matrices among themselves; otherwise each would gather all slices
+    # Replicas first divide the matrices among themselves. Otherwise, each would gather all slices.
     fewer = [place if isinstance(place, Shard) else Shard(0) for place in sliced]
     whole: list[Placement] = [Shard(0)] * first.device_mesh.ndim
     stack = _distributed(slices, len(matrices), first, sliced).redistribute(placements=fewer)

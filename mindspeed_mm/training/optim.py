@@ -18,9 +18,8 @@ from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.muon import Muon
 
 NO_DECAY = re.compile(r"(^|\.)(bias|modulation)$")
-NOT_HIDDEN = re.compile(
-    r"(^|[._])((embedding|head)\.|lora_[AB]\b)"
-)  # input and output layers, and low-rank updates
+# Input and output layers, and low-rank updates.
+NOT_HIDDEN = re.compile(r"(^|[._])((embedding|head)\.|lora_[AB]\b)")
 
 
 def uses_weight_decay(name: str, parameter: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Coordination of errors and stops over ranks, and error messages for lost processes."""
+"""Coordinates errors and stops over ranks, and explains lost processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ class RankStatus:
 
     error: MindSpeedMMError | None = None
     stop: str = ""  # reason to save and stop
-    anywhere: bool = (
-        False  # whether any rank had an error or a stop at the last reduction; equal on all ranks
-    )
+    # Whether any rank had an error or a stop at the last reduction; equal on all ranks.
+    anywhere: bool = False
 
     def fail(self, error: MindSpeedMMError) -> None:
         """Record an error; only the first is kept. In a run with one rank, it takes effect immediately."""
@@ -44,7 +43,7 @@ class RankStatus:
         raise_on_all_ranks(self._raise)
 
     def reason(self) -> str | None:
-        """Return why to stop, or None; the same on every rank. Uses a collective if `anywhere` is set."""
+        """Return why to stop, or None, the same on every rank. Uses a collective if `anywhere` is set."""
         return next(filter(None, gather_objects(self.stop)), None) if self.anywhere else None
 
     def _raise(self) -> None:

@@ -1,4 +1,4 @@
-"""Training on raw clips.
+"""Trains on raw clips.
 
 Worker processes read the clips and build their conditions; the training process encodes them on the device.
 Samples come in the same order as from the feature loader.
@@ -28,7 +28,7 @@ from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.training.metrics import READERS
 
-GIVEN = "given"  # task of rows that have their own src_video and mask, or that match no entry of the recipe
+GIVEN = "given"  # task of rows with their own src_video and mask, or without a matching entry in the recipe
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class SampleCosts:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
-        """Return the seconds since the last call: readers, waiting for them, VAE and text encoder."""
+        """Return the seconds since the last call: readers, wait for readers, VAE and text encoder."""
         for name, start, end in self._events:
             end.synchronize()
             self.add(name, start.elapsed_time(end) / 1000)
@@ -108,7 +108,7 @@ class SampleCosts:
 
 
 class Stream:
-    """The order of samples and the condition of each: a function of (seed, consumed-sample index)."""
+    """The order and conditions of samples, a function of (seed, consumed-sample index)."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class RawBatches:
                     break
                 yield self._batch(*row)
                 given += 1
-        # after a stop signal, workers accept no more work, but the current iteration still needs its samples
+        # After a stop signal, workers accept no more work, but the current iteration still needs its samples.
         with self._readers(0) as here:
             for planned, made in here.map(islice(self._plans(consumed_samples), given, None)):
                 yield self._batch(planned, made)
@@ -236,7 +236,7 @@ class RawBatches:
         return self.collate.stack(rows)
 
     def _encode(self, sample: PlannedSample, pixels: PixelSample) -> FeatureRecord:
-        """Encode one sample as feature extraction does, including the rounding to bfloat16.
+        """Encode one sample like feature extraction, including the rounding to bfloat16.
 
         Training on a raw clip and training on its extracted feature are therefore equivalent.
         """

@@ -38,9 +38,8 @@ class TrainState:
     iteration: int = 0
     consumed_samples: int = 0
     skips: Skips = field(default_factory=Skips)
-    loss_means: dict[int, tuple[int, float]] = field(
-        default_factory=dict
-    )  # this rank's running means: timestep band → (samples seen, mean loss)
+    # This rank's running means: timestep band → (samples seen, mean loss).
+    loss_means: dict[int, tuple[int, float]] = field(default_factory=dict)
     hooks: dict[str, Any] = field(default_factory=dict)  # this rank's hook states, as of the last save
 
 

@@ -145,7 +145,7 @@ def accumulate_stages(
         MicroBatch(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
         for sample, batch in zip(samples, moved, strict=True)
     ]
-    # one row per micro-batch: its loss, then the losses of its samples
+    # One row per micro-batch: its loss, then the losses of its samples.
     found = torch.zeros(len(inputs), 1 + len(batches[0].keys), device=device)
 
     def loss(velocity: Tensor, number: int) -> Tensor:
@@ -192,6 +192,6 @@ def update(
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         optimizer.step()
-    # without arguments: apex's optimizer accepts none, and the NPU's must keep the memory of its gradients
+    # No arguments: apex's optimizer accepts none, and the NPU's must keep the memory of its gradients.
     optimizer.zero_grad()
     return norm, finite

@@ -42,7 +42,7 @@ class PhaseTimers:
     def take(self) -> dict[str, float]:
         """Return the seconds of each phase since the last call.
 
-        Call this method when the device has finished the iteration.
+        Call this method after the device has finished the iteration.
         """
         seconds = dict.fromkeys(PHASES, 0.0)
         for name, duration in self._host:

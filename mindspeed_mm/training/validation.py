@@ -86,7 +86,7 @@ def held_out_loss(
     model.train(was_training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
-        # ranks of one context-parallel group have the same record
+        # Ranks of one context-parallel group have the same record.
         dist.all_reduce(record_losses, op=dist.ReduceOp.MAX)
         dist.all_reduce(task_of, op=dist.ReduceOp.MAX)
     *sums, count = totals.tolist()

@@ -26,7 +26,7 @@ class StartEvent:
     config: TrainingConfig
     state: TrainState
     step: StepSettings
-    groups: LossGroups  # groups of samples whose losses are reported
+    groups: LossGroups  # sample groups whose losses are reported
     accelerator: Accelerator
 
 
@@ -37,15 +37,15 @@ class StepEvent:
     report: StepReport
     notes: Sequence[SampleNote]  # the samples of this rank
     group_totals: Sequence[float]  # [2 · groups]: sums of losses, then counts; means over ranks
-    log: Log  # sends further numbers of this iteration to `on_metrics`
-    stop: Callable[[str], None]  # called with a reason: save and end the run after the next iteration
+    log: Log  # sends more numbers of this iteration to `on_metrics`
+    stop: Callable[[str], None]  # takes a reason; saves and ends the run after the next iteration
 
 
 @dataclass(kw_only=True)
 class EvalEvent:
     """An evaluation at --eval-interval.
 
-    Hooks measure values and `log` them. Later hooks in the list can read them from `values`.
+    Hooks measure values and `log` them. Hooks later in the list can read them from `values`.
     """
 
     iteration: int
@@ -53,7 +53,8 @@ class EvalEvent:
     record: Log
     stop: Callable[[str], None]  # as in a StepEvent
     values: dict[str, float] = field(default_factory=dict)  # measured so far, such as validation/loss
-    best: Best | None = None  # set it equally on every rank to save this iteration and name it in best.json
+    # Set it to the same value on every rank to save this iteration and record it in best.json.
+    best: Best | None = None
 
     def log(self, values: Mapping[str, float]) -> None:
         """Add numbers to `values`, and send them to `on_metrics`."""
@@ -63,7 +64,7 @@ class EvalEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveEvent:
-    """A complete checkpoint. With --async-save, this event comes some iterations after the save started."""
+    """A complete checkpoint. With --async-save, this event comes some iterations after the save starts."""
 
     iteration: int
     folder: Path  # SAVE/iter_0000010
@@ -79,8 +80,8 @@ class Hook:
     traceback.
     """
 
-    # True if the hook does the same on every rank. It may then use collectives in `on_eval`, and its errors
-    # are raised immediately.
+    # True if the hook behaves identically on every rank. It may then use collectives in `on_eval`, and its
+    # errors are raised immediately.
     alike: ClassVar[bool] = False
     name: str = ""  # key of the hook's state: its `type` in the model JSON, or else the name of its class
 

@@ -1,4 +1,4 @@
-"""Hook for --save-best, which keeps the checkpoint with the lowest held-out loss."""
+"""The hook of --save-best, which keeps the checkpoint with the lowest held-out loss."""
 
 from __future__ import annotations
 

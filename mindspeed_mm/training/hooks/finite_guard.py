@@ -1,6 +1,6 @@
-"""Handling of iterations whose loss or gradient is not finite.
+"""Handles iterations whose loss or gradient is not finite.
 
-Such iterations are skipped. Too many consecutive ones end the run.
+Such iterations are skipped. Too many in a row end the run.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ class FiniteGuard(Hook):
 
 
 def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:
-    """Gather the notes of all ranks. If any loss is not finite, returns only the notes of such losses."""
+    """Gather the notes of all ranks. If any loss is not finite, returns only the notes of those losses."""
     together = list(dict.fromkeys(note for part in gather_objects(notes) for note in part))
     return [note for note in together if not math.isfinite(note.loss)] or together

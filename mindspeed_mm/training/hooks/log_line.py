@@ -106,7 +106,7 @@ class Interval:
 
 
 def cost_line(report: StepReport) -> str:
-    """Format how long it took to make the samples of the next iteration, and its share of this iteration.
+    """Format the time to make the next iteration's samples, and its share of this iteration.
 
     Returns "" if the samples are read from features.
     """

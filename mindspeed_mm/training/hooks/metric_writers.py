@@ -137,7 +137,7 @@ class JsonLines:
 class TensorBoard:
     """Writes scalars for TensorBoard.
 
-    TensorBoard's own writer is not used: it writes in a thread, whose errors fill the screen but do not end
+    TensorBoard's own writer is not used: it writes in a thread, whose errors flood the log but do not end
     the run.
     """
 
@@ -242,7 +242,7 @@ def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resum
 
 
 def flat(report: StepReport, speed: dict[str, float]) -> dict[str, float]:
-    """Flatten a report to named numbers. Phases become `seconds/data` and so on."""
+    """Flatten a report to named numbers. Phases become `seconds/data` etc."""
     values = {name: float(value) for name, value in asdict(report).items() if isinstance(value, (int, float))}
     values.pop("iteration")
     seconds = {f"seconds/{name}": value for name, value in {**report.phases, **report.costs}.items()}

@@ -1,4 +1,4 @@
-"""Detection of loss spikes: samples whose loss is far above the usual loss at their timestep."""
+"""Detects loss spikes: samples whose loss is far above the usual loss at their timestep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SpikeWatch:
     """
 
     BANDS = 10
-    WARM = 20  # samples that a band needs before its mean is used
+    WARM = 20  # number of samples in a band before its mean is used
 
     def __init__(
         self, factor: float, num_train_timesteps: int, means: dict[int, tuple[int, float]] | None = None

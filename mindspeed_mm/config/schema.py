@@ -18,7 +18,7 @@ C = TypeVar("C", bound="Config")
 _LARGEST = (1 << 63) - 1  # upper bound of every number; fields may have tighter bounds
 
 
-# pydantic's kind of error → what was expected
+# pydantic's error type → what was expected
 _EXPECTED: Mapping[str, str] = {
     "int_type": "an integer",
     "int_parsing": "an integer",

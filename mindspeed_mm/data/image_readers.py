@@ -164,7 +164,7 @@ def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
 
 
 def span(indices: Sequence[int]) -> str:
-    """Format the first and the last of some frame numbers for messages."""
+    """Format the first and the last frame number for messages."""
     return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
 
 

@@ -28,7 +28,7 @@ _CRC = "crc32"
 def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file atomically.
 
-    The header is sorted, so that equal tensors give equal files. safetensors writes metadata in random order.
+    The header is sorted, because safetensors writes metadata in random order. Equal tensors give equal files.
     """
     packed = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     sums = {f"{_CRC}.{name}": _crc_of(value) for name, value in packed.items()}

@@ -47,9 +47,9 @@ def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
 def mask_trait(path: Path) -> str:
     """Return how a clip with alpha is read as a mask.
 
-    The values are those of images: `by alpha`, `labels`, or '' for brightness. Every GIF has a palette. A GIF
-    is read as labels if it has colours and no pixel is brighter than 127. Decodes frames until the answer is
-    known, usually one frame.
+    The values are the same as for images: `by alpha`, `labels`, or '' for brightness. Every GIF has a
+    palette. A GIF is read as labels if it has colours and no pixel is brighter than 127. Decodes frames until
+    the answer is known, usually one frame.
     """
     black, see_through, coloured = True, False, False
     container, stream = open_clip(path)

@@ -35,7 +35,7 @@ _SAMPLED_KEYS = 4  # key frames that are decoded to detect damage
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """Facts about a clip that is not open. `times` are evenly spaced; exact times need the whole file."""
+    """Facts about a clip. `times` assume even spacing; exact times would require reading the whole file."""
 
     path: Path
     num_frames: int

@@ -121,7 +121,7 @@ def _repeatable() -> dict[str, str]:
 def _set_colours(codec: Any) -> None:
     """Store which conversion from RGB was used.
 
-    Otherwise players guess, and guess a different one for HD, so that colours shift.
+    Otherwise, players guess and assume a different one for HD, which shifts the colours.
     """
     codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
     codec.color_range = 1  # limited

@@ -1,4 +1,4 @@
-"""What the scores of a folder were measured from, to check later whether they are still valid. No torch."""
+"""Records what scores were measured from, to check later whether they are still valid. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.files import display_path
 
 
 class Measured(Config):
-    """The files and settings of scores; "" and None mean not given."""
+    """The files and settings that scores were measured from. "" and None mean not given."""
 
     files: str = ""  # checksum of all videos, settings and inputs
     task: str = ""
@@ -23,24 +23,24 @@ class Measured(Config):
     data: str | None = None
 
     def holds(self, now: Measured) -> bool:
-        """Whether these scores are of the same files, with the same value for each setting that `now` has."""
+        """Return whether the files are those of `now`, and every setting that `now` has is equal."""
         named = {name: value for name, value in now if value and name != "files"}
         return bool(self.files) and self.files == now.files and named.items() <= dict(self).items()
 
     @property
     def settings(self) -> str:
-        """The settings, for a message."""
+        """The settings as text for a message."""
         named = [f"--{name} {value}" for name, value in self if value and name != "files"]
         return " ".join(named) or "no setting"
 
 
 def absolute(path: str | None) -> str | None:
-    """An absolute path, independent of the working directory."""
+    """Return `path` as an absolute path with links resolved, or None."""
     return None if path is None else os.path.realpath(path)
 
 
 def files_checksum(results: Sequence[Result]) -> str:
-    """Checksum of the names and bytes of all files that scoring `results` reads. Raises DataError."""
+    """Return a checksum of the names and bytes of all files that scoring reads. Raises DataError."""
     total = 0
     for result in results:
         for path in _files(result):

@@ -1,4 +1,4 @@
-"""An HTML page with the videos of several runs side by side. Needs no server and no network. No torch."""
+"""Writes an HTML page with the videos of several runs side by side. Needs no server or network. No torch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ rows.forEach(row => {
 
 
 def write_page(path: Path, names: Sequence[str], reports: Sequence[Report]) -> None:
-    """A summary, then one row of players for each video: what was given, each run, the true clip.
+    """Write a summary, then a row of players for each video: its inputs, each run, and the true clip.
 
     Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""SSIM of uint8 pictures."""
+"""SSIM (structural similarity) of uint8 images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 
-SSIM_RADIUS = 5  # pixels from the centre of the 11x11 window to its border
+SSIM_RADIUS = 5  # radius of the 11x11 window in pixels
 _SIGMA, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim_map(found: Frame, expected: Frame) -> NDArray[np.float64]:
-    """SSIM at every pixel of the luma [H, W]: Gaussian window, sigma 1.5, 11x11 (Wang et al., 2004).
+    """Return the SSIM of the luma at every pixel [H, W]. The window is an 11x11 Gaussian (Wang et al., 2004).
 
     Values closer than SSIM_RADIUS to the border use mirrored pixels.
     """

@@ -1,4 +1,4 @@
-"""The scores of a results folder: measure, write to eval.json, read back, and compare with another folder."""
+"""The scores of a results folder: measures them, writes and reads eval.json, and compares two folders."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ ALL = "all tasks"
 
 
 class Scored(Config):
-    """The scores of one video; metrics that do not apply are left out."""
+    """The scores of one video. Metrics that do not apply are left out."""
 
     name: str
     task: str
     prompt: str = ""
-    video: str  # path from the results folder
-    src_video: str | None = None  # for the page: from the results folder
-    references: tuple[str, ...] = ()  # for the page: from the results folder
-    truth: str | None = None  # for the page: absolute
+    video: str  # path relative to the results folder
+    src_video: str | None = None  # for the page, relative to the results folder
+    references: tuple[str, ...] = ()  # for the page, relative to the results folder
+    truth: str | None = None  # for the page, an absolute path
     scores: dict[str, float]
 
 
 class MetricInfo(Config):
-    """The description of a metric beside its scores."""
+    """The unit and direction of a metric, stored with its scores."""
 
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
@@ -58,7 +58,7 @@ class Report(Config):
     measured: Measured = Measured()
 
     def values(self, task: str) -> dict[str, dict[str, float]]:
-        """Metric → video → score, of one task or of ALL."""
+        """Return metric → video → score, for one task or for ALL."""
         found: dict[str, dict[str, float]] = {}
         for sample in self.samples:
             if task in (ALL, sample.task):
@@ -72,7 +72,7 @@ class Report(Config):
         return sorted({sample.task for sample in self.samples})
 
     def means(self) -> dict[str, dict[str, Mean]]:
-        """Task → metric → mean over its videos; with ALL if there are several tasks."""
+        """Return task → metric → mean over the videos. If there are several tasks, ALL is included."""
         groups = [*self.tasks, ALL] if len(self.tasks) > 1 else self.tasks
         return {
             task: {name: mean_of(list(scores.values())) for name, scores in self.values(task).items()}
@@ -82,7 +82,7 @@ class Report(Config):
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two runs, over the videos that both contain."""
+    """The difference of two runs in one metric, over the videos that both contain."""
 
     task: str
     metric: str
@@ -94,7 +94,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval implies."""
+        """The conclusion that the interval supports."""
         if not self.change.differs:
             return "no difference shown"
         if not self.better:
@@ -111,9 +111,9 @@ def score_folder(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Score every video of a folder.
+    """Score every video in a folder.
 
-    `options` replace those of each video's task. Raises DataError if nothing can be scored.
+    `options` override the task options of each video. Raises DataError if nothing can be scored.
     """
     found, scored, notes = find_results(folder), [], Counter[str]()
     unknown: list[str] = []
@@ -145,9 +145,10 @@ def score_folder(
 
 
 def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
-    """Metric → score, for the metrics that apply.
+    """Return metric → score for the metrics that apply.
 
-    A missing network and a score that is not finite become notes.
+    A missing network or a score that is not finite becomes a note. Without `notes`, a missing network raises
+    ConfigError.
     """
     found = {}
     for metric in metrics:
@@ -168,12 +169,12 @@ def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None 
 
 
 def with_options(sample: Sample, options: Mapping[str, Any]) -> Sample:
-    """The sample with `options` for its task; ignores options that the task does not have."""
+    """Return the sample with `options` added to the options of its task, or replacing them."""
     return replace(sample, options={**sample.options, **options})
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write eval.json: the scores of each video, and the means of each task with their intervals."""
+    """Write eval.json: the scores of each video, and the means and intervals of each task."""
     means = {
         task: {name: mean.to_json() for name, mean in found.items()} for task, found in report.means().items()
     }
@@ -181,7 +182,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read an eval.json. Raises DataError for any other file."""
+    """Read an eval.json. Raises DataError for a file with different content."""
     values = read_json_object(path, DataError)
     values.pop("tasks", None)
     try:
@@ -195,7 +196,7 @@ def read_report(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report) -> list[Difference]:
-    """Compare each metric over the videos with equal names. Raises DataError if there are none."""
+    """Compare each metric over the videos that share a name. Raises DataError if there are none."""
     names = {sample.name for sample in first.samples} & {sample.name for sample in second.samples}
     if not names:
         raise DataError(
@@ -241,7 +242,7 @@ def _scored(
 
 
 def grouped(differences: Sequence[Difference]) -> dict[str, list[Difference]]:
-    """Differences by task, in order."""
+    """Group differences by task, and keep their order."""
     found: dict[str, list[Difference]] = defaultdict(list)
     for difference in differences:
         found[difference.task].append(difference)

@@ -1,6 +1,7 @@
-"""The videos of a results folder with their inputs.
+"""Reads the videos of a results folder with their inputs.
 
-Reads our layout (NAME.mp4, NAME.json, NAME/) and that of the published tool (…/out_video.mp4).
+Supports the layout of this package (NAME.mp4, NAME.json, NAME/) and that of the published tool
+(…/out_video.mp4).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from mindspeed_mm.evaluation.sample import PixelMask, Pixels, Sample, kind_of
 from mindspeed_mm.evaluation.sources import DataCase, EvalData
 from mindspeed_mm.files import display_path, read_json_object, stat_path
 
-_OUT = "out_video.mp4"  # file name of the published tool, in one folder per video
+_OUT = "out_video.mp4"  # output of the published tool, which makes one folder per video
 _INPUTS = ("src_video.mp4", "src_mask.mp4")
 _REFERENCE = re.compile(r"(?:reference|src_ref_image)_(\d+)\.(?:png|jpe?g)", re.IGNORECASE)
 
 
 class _Known(Config):
-    """A part of NAME.json; ignores keys that are not read here."""
+    """A part of NAME.json. Keys that are not needed here are ignored."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,7 +58,7 @@ class _Task(_Known):
 
 
 class _Settings(_Known):
-    """The keys of NAME.json that scores depend on."""
+    """The keys of NAME.json that the scores depend on."""
 
     prompt: str | None = None
     sampling: _Sampling | None = None
@@ -67,38 +68,38 @@ class _Settings(_Known):
 
 @dataclass(frozen=True)
 class Result:
-    """One video on disk."""
+    """A generated video on disk."""
 
     name: str
     video: Path
-    folder: Path  # paths of its inputs, which need not exist
+    folder: Path  # folder of the stored inputs; it need not exist
     settings: Mapping[str, Any] = field(default_factory=dict)  # empty without a settings file
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """The paths of its inputs."""
+        """The paths of the inputs in the settings."""
         found = self.settings.get("inputs")
         return found if isinstance(found, Mapping) else {}
 
     @property
     def prompt(self) -> str:
-        """Its prompt."""
+        """The prompt, or "" if it is unknown."""
         return str(self.settings.get("prompt") or "")
 
     @property
     def references(self) -> list[Path]:
-        """The reference images beside it."""
+        """The reference images that are stored with the video."""
         return _references(self.folder)
 
     @property
     def input_files(self) -> list[Path]:
-        """The model's inputs that are stored beside the video."""
+        """The inputs of the model that are stored with the video."""
         clips = [path for name in _INPUTS if (path := self.folder / name).is_file()]
         return [*clips, *_references(self.folder)]
 
 
 def find_results(folder: Path) -> list[Result]:
-    """Every video of a folder, sorted by name. Raises DataError if there is none."""
+    """Return the videos of a folder, sorted by name within each layout. Raises DataError if there is none."""
     stat_path(folder, DataError)
     if not folder.is_dir():
         raise DataError("got a file", where=display_path(folder), expected="a folder of results")
@@ -121,9 +122,10 @@ def find_results(folder: Path) -> list[Result]:
 
 
 def read_sample(result: Result, data: EvalData | None = None, task: str = "") -> Sample | None:
-    """The video with its inputs, and the true clip if `data` has it; None if nothing is known about it.
+    """Read a video with its inputs, and the true clip if `data` has it.
 
-    `task` applies if neither settings nor data name one. Raises DataError for files that cannot be read.
+    Returns None if the video has no settings, inputs or case in `data`. `task` applies if neither settings
+    nor data name one. Raises DataError for files that cannot be read.
     """
     case = data.find(result.name, result.inputs, result.prompt) if data is not None else None
     if not (result.settings or result.input_files or case):
@@ -152,9 +154,10 @@ def read_sample(result: Result, data: EvalData | None = None, task: str = "") ->
 def _given(
     result: Result, case: DataCase | None, output: Pixels
 ) -> tuple[Pixels | None, PixelMask | None, tuple[Pixels, ...]]:
-    """src_video, src_mask and references.
+    """Return src_video, src_mask and references.
 
-    Taken from beside the video, else from the paths in its settings or in the data."""
+    Reads the files stored with the video, or else the paths in its settings or in the data.
+    """
     if result.input_files:
         video, mask = (path if (path := result.folder / name).is_file() else None for name in _INPUTS)
         return (
@@ -181,7 +184,7 @@ def _truth(result: Result, case: DataCase | None, output: Pixels) -> Pixels | No
 
 
 def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, PixelMask | None]:
-    """Clips in the frames and size that the run used, by its own rules."""
+    """Return src_video and src_mask with the frames and size that the run used, by the run's own rules."""
     from mindspeed_mm.data.conditions import load_conditions
 
     sampling = _sampling(result)
@@ -195,7 +198,7 @@ def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Pi
 
 
 def _settings(video: Path) -> Mapping[str, Any]:
-    """Read NAME.json. Raises DataError for values that no run writes."""
+    """Read NAME.json. Raises DataError for invalid values."""
     path = video.with_suffix(".json")
     if not path.is_file():
         return {}

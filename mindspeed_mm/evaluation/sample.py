@@ -1,4 +1,4 @@
-"""One generated video and its inputs, in pixels: the argument of every metric. No torch."""
+"""A generated video and its inputs as pixels, the argument of every metric. No torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PixelMask = NDArray[np.bool_]  # [T, H, W]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A video and its inputs, all of one length and size. Raises DataError if they differ."""
+    """A video and its inputs, all of the same length and size. Raises DataError if they differ."""
 
     name: str
     output: Pixels
     fps: float = 16.0
-    task: str = ""  # a task of `vace prepare`, or a kind that follows from the inputs
+    task: str = ""  # a task of `vace prepare`, or a kind inferred from the inputs
     options: Mapping[str, Any] = field(default_factory=dict)  # options of the task
     prompt: str = ""
     src_video: Pixels | None = None
@@ -49,18 +49,18 @@ class Sample:
 
     @property
     def generated(self) -> PixelMask:
-        """Pixels that the model had to generate; all of them without a mask."""
+        """The pixels that the model had to generate; all of them if there is no mask."""
         return np.ones(self.output.shape[:3], bool) if self.src_mask is None else self.src_mask
 
     @property
     def kept_frames(self) -> list[int]:
-        """Frames that were given completely."""
+        """Indices of the frames that were given completely."""
         mask = self.src_mask
         return [] if mask is None else [number for number in range(len(mask)) if not mask[number].any()]
 
     @property
     def mixed_frames(self) -> list[int]:
-        """Frames of which only some pixels were given."""
+        """Indices of the frames of which only some pixels were given."""
         mask = self.src_mask
         if mask is None:
             return []
@@ -68,12 +68,12 @@ class Sample:
 
     @cached_property
     def forward_flow(self) -> list[Flow]:
-        """Optical flow from each frame to the next one."""
+        """The optical flow from each frame to the next."""
         return list(flows(lambda: iter(self.output)))
 
     @cached_property
     def backward_flow(self) -> list[Flow]:
-        """Optical flow from each frame to the previous one, from the second frame on."""
+        """The optical flow from each frame to the previous one, starting with the second frame."""
         return list(flows(self._reversed))[::-1]
 
     def _reversed(self) -> Iterator[Frame]:
@@ -81,7 +81,7 @@ class Sample:
 
 
 def kind_of(src_video: bool, src_mask: PixelMask | None, references: int) -> str:
-    """The kind of a video whose task is not named, from its inputs."""
+    """Infer the kind of a video from its inputs. Used if its task is unknown."""
     if src_mask is not None and src_mask.any():
         whole = [bool(frame.all()) for frame in src_mask]
         empty = [not frame.any() for frame in src_mask]

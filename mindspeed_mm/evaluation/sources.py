@@ -1,4 +1,4 @@
-"""The content of `--data`: the true clips of a dataset, or the inputs and labels of VACE-Benchmark."""
+"""Reads `--data`: the true clips of a dataset, or the inputs and labels of VACE-Benchmark."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import display_path, read_text, stat_path
 
-_LABELS = {"layout": "layout_bbox"}  # folder of VACE-Benchmark → task of `vace prepare`, if the names differ
+_LABELS = {"layout": "layout_bbox"}  # VACE-Benchmark folder → task of `vace prepare`, where names differ
 _CASE_FILES = re.compile(r"src_(?:video|mask)\.mp4|src_ref_image_\d+\.(?:png|jpe?g)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataCase:
-    """One row of a dataset, or one folder of the benchmark."""
+    """A row of a dataset, or a folder of the benchmark."""
 
     name: str
     prompts: tuple[str, ...] = ()
@@ -30,24 +30,24 @@ class DataCase:
     truth: Path | None = None
 
     def is_prompt(self, prompt: str) -> bool:
-        """Whether a video with this prompt should equal the true clip."""
+        """Return whether a video with this prompt should equal the true clip."""
         return not prompt or not self.prompts or prompt in self.prompts
 
 
 @dataclass(frozen=True)
 class EvalData:
-    """Cases, looked up by the inputs or the name of a result."""
+    """Cases that are looked up by the inputs or the name of a result."""
 
     cases: Sequence[DataCase]
 
     @classmethod
     def open(cls, path: str | Path) -> EvalData:
-        """Open a data.txt, .json, .jsonl or .csv, or the folder of VACE-Benchmark. Raises DataError."""
+        """Open a data.txt, .json, .jsonl or .csv, or the VACE-Benchmark folder. Raises DataError."""
         stat_path(path, DataError)
         return cls(benchmark_cases(Path(path)) if Path(path).is_dir() else dataset_cases(Path(path)))
 
     def find(self, name: str, inputs: Mapping[str, Any], prompt: str) -> DataCase | None:
-        """The case with the inputs of a result, else with its name; of several, the one with its prompt."""
+        """Return the case with the inputs of a result, or else with its name. Prefers one with its prompt."""
         key = _key(inputs.get("video"), inputs.get("mask"), inputs.get("images") or ())
         by_inputs = [case for case in self.cases if any(key) and key == _key_of(case)]
         by_name = [case for case in self.cases if case.name in (name, name.rpartition("/")[2])]
@@ -58,7 +58,7 @@ class EvalData:
 
 
 def dataset_cases(path: Path) -> list[DataCase]:
-    """One case for each row."""
+    """Return one case for each row of a dataset."""
     return [
         DataCase(
             name=record.video.stem,
@@ -73,7 +73,7 @@ def dataset_cases(path: Path) -> list[DataCase]:
 
 
 def benchmark_cases(folder: Path) -> list[DataCase]:
-    """One case for each folder with a src_video, src_mask or references. Raises DataError without any."""
+    """Return one case for each folder with a src_video, src_mask or references. Raises DataError if none."""
     found = []
     for place, _, names in sorted(os.walk(folder)):
         files = sorted(Path(place, name) for name in names if _CASE_FILES.fullmatch(name))

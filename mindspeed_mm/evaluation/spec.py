@@ -1,9 +1,9 @@
-"""A metric: a name, a direction, and a function of a sample that returns None if it does not apply.
+"""Defines a metric: a name, a direction, and a function of a sample that returns None if it does not apply.
 
     @metric("kept_psnr", unit="dB", better="higher", summary="given pixels beside generated ones")
     def kept_psnr(sample: Sample) -> float | None: ...
 
-Another package adds one by the entry point group mindspeed_mm.metrics.
+Other packages add metrics through the entry point group mindspeed_mm.metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.registry import Registry
 
-Better = Literal["higher", "lower", ""]  # "": the metric describes a video and does not rate it
+Better = Literal["higher", "lower", ""]  # "": the metric describes a video but does not rate it
 Measure = Callable[[Sample], "float | None"]
 
 

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and paired differences of two runs."""
+"""Means with bootstrap confidence intervals, and paired differences between two runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 ROUNDS = 10_000
 LEVEL = 0.95
-LEAST = 6  # fewest values for an interval: by chance, six values share a sign in 3 % of cases, five in 6 %
+LEAST = 6  # minimum number of values for an interval: by chance, 6 share a sign in 3 % of cases, 5 in 6 %
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its interval; low and high are None for fewer than LEAST values."""
+    """A mean and its interval. `low` and `high` are None for fewer than LEAST values."""
 
     mean: float
     low: float | None
@@ -24,7 +24,7 @@ class Mean:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """As eval.json holds it."""
+        """Return the mean as eval.json stores it."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "count": self.count}
 
     @property
@@ -34,7 +34,7 @@ class Mean:
 
 
 def mean_of(values: Sequence[float], seed: int = 0, rounds: int = ROUNDS) -> Mean:
-    """The mean of at least one value, with its percentile bootstrap interval."""
+    """Return the mean of one or more values, with its percentile bootstrap interval."""
     array = np.asarray(values, np.float64)
     if len(array) < LEAST:
         return Mean(float(array.mean()), None, None, len(array))
@@ -43,12 +43,12 @@ def mean_of(values: Sequence[float], seed: int = 0, rounds: int = ROUNDS) -> Mea
 
 
 def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Mean:
-    """The mean of second - first over pairs; the lists have equal lengths of at least one."""
+    """Return the mean of second - first over pairs. The lists must have the same nonzero length."""
     return mean_of(np.asarray(second, np.float64) - np.asarray(first, np.float64), seed)  # type: ignore[arg-type]
 
 
 def _resampled(values: NDArray[np.float64], seed: int, rounds: int) -> NDArray[np.float64]:
-    """Means of samples drawn with replacement, in batches."""
+    """Return the means of `rounds` samples drawn with replacement. Draws in batches to limit memory."""
     generator = np.random.default_rng(seed)
     at_once = max(1, 4_000_000 // len(values))
     found = []

@@ -1,4 +1,4 @@
-"""Scores and comparisons as lines of text. No torch."""
+"""Formats scores and comparisons as tables of text. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mindspeed_mm.evaluation.stats import LEAST, Mean
 
 
 def score_table(names: Sequence[str], reports: Sequence[Report]) -> str:
-    """One table for each task: a row per metric, a column per folder."""
+    """Return one table per task, with a row per metric and a column per folder."""
     means = [report.means() for report in reports]
     tasks = list(dict.fromkeys(task for found in means for task in found))
     lines = []
@@ -28,7 +28,7 @@ def score_table(names: Sequence[str], reports: Sequence[Report]) -> str:
 
 
 def comparison_table(first: str, second: str, differences: Sequence[Difference]) -> str:
-    """One table for each task: both means, the difference with its interval, and the verdict."""
+    """Return one table per task, with both means, the difference and its interval, and the verdict."""
     lines: list[str] = []
     for task, found in grouped(differences).items():
         rows = [[task, first, second, "difference", f"{second} is"]]

@@ -1,4 +1,4 @@
-"""Build the Trainer of a PretrainJob: model, optimizer, data, checkpoints and hooks."""
+"""Builds the Trainer of a PretrainJob: model, optimizer, data, checkpoints and hooks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 
 def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
-    """Build the Trainer inside a process group. Raises the package's errors if parts do not fit together."""
+    """Build the Trainer. Must run inside a process group. Raises MindSpeedMMError if parts do not fit."""
     training, batch = job.training, job.training.batch
     train_iters, global_batch_size = batch.train_iters or 0, batch.global_batch_size or 0
     mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
@@ -68,15 +68,15 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
-    seed_everything(batch.seed, mesh.rank)  # for dropout; a checkpoint then restores its own RNG state
+    seed_everything(batch.seed, mesh.rank)  # for dropout; loading a checkpoint restores its RNG state
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
-    # the base of an adapter is the whole model; if no single source has it, checkpoints include it
+    # Checkpoints of an adapter refer to its base model, or include it if no single source has all of it.
     adapts = any(not isinstance(config, QuantizeConfig) for config in job.model.transforms)
     is_whole = not adapts or start.base is start.weights
     if not is_whole:
         logger.info("checkpoints include the frozen weights, because no single source has all of them")
     checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)
-    if checkpoints.load(state):  # frozen weights were checked when they were loaded
+    if checkpoints.load(state):  # frozen weights were already checked on loading
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
         raise_on_all_ranks(lambda: check_weights(f"--load {training.checkpoint.load}", trained))
     return Trainer(
@@ -99,11 +99,11 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
 def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
     """Return the number of trunk blocks of each stage.
 
-    The model JSON decides; without it, the split of the weights; otherwise the split is even.
+    The model JSON takes precedence, then the split of the weights. By default, the split is even.
     """
     count = job.parallel.num_stages
     if count == 1:
-        return []  # a model from another package may have no num_layers
+        return []  # a model from another package might not have num_layers
     total = job.predictor.num_layers
     if job.predictor.pipeline_num_layers is not None:
         key = "predictor.pipeline_num_layers"
@@ -114,7 +114,7 @@ def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[in
 
 
 def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
-    """Build the job's Checkpointer. Checkpoints refer to `rest` for the weights that are not trained."""
+    """Build the job's Checkpointer. Checkpoints refer to `rest` for the frozen weights."""
     key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
     base = None
     if rest is not None:
@@ -124,7 +124,7 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
 
 
 def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, TaskSettings]) -> StepSettings:
-    """Return the settings of a training step. The number of micro-batches is computed as in Megatron."""
+    """Return the settings of a training step. Computes the number of micro-batches as Megatron does."""
     batch = job.training.batch
     return StepSettings(
         micro_batches=num_micro_batches(batch.micro_batch_size, batch.global_batch_size or 0, job.dp_size),
@@ -137,7 +137,7 @@ def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, Task
 
 
 def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping[str, TaskSettings]:
-    """Return the settings of the recipe's tasks that have their own shift or loss weight."""
+    """Return the settings of the recipe's tasks that set their own shift or loss weight."""
     recipe = loader.stream.recipe if isinstance(loader, RawBatches) else None
     diffusion = job.model.diffusion
     return {

@@ -1,4 +1,4 @@
-"""`vace data import`: convert a dataset in another project's layout to data.json and data.txt.
+"""`vace data import`: converts a dataset in another project's layout to data.json and data.txt.
 
 Does not import torch.
 """
@@ -29,7 +29,7 @@ PROG = "vace data import"
 
 
 class ImportConfig(Config):
-    """How a dataset is read, and where the lists are written."""
+    """How to read a dataset, and where to write the lists."""
 
     data_folder: str | None = Field(
         default=None, description="folder that paths in the list are relative to (default: that of the list)"
@@ -42,7 +42,7 @@ class ImportConfig(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Write the lists. If a row cannot be used, prints one line, exits with 1 and writes nothing."""
+    """Write the lists. If a row is unusable, print one line, exit with 1 and write nothing."""
     arguments = import_parser(prog).parse_strict(argv)
     config = parse(ImportConfig, given(arguments, ImportConfig), prog)
     if config.print_config:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     lists = lists_of(arguments.source, home)
     check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
-    if os.path.isdir(lists[-1]):  # a folder of clips with a caption file beside each
+    if os.path.isdir(lists[-1]):  # a folder of clips, each with a caption file
         check_not_read(targets, (row.video.with_suffix(".txt") for row in manifest.records), "--out")
     for note in manifest.notes:
         logger.info(note)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def reject_reimport(source: Path, targets: Sequence[Path], line: str) -> None:
-    """Raise ConfigError if an earlier import of this folder wrote its lists into the folder itself."""
+    """Raise ConfigError if an earlier import of this folder wrote its lists to the folder itself."""
     listing, pointer = targets
     if not os.path.isdir(source) or not os.path.exists(listing) or not os.path.isfile(pointer):
         return
@@ -135,7 +135,7 @@ def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
 def path_from(home: Path, file: Path) -> str:
     """Return the path of `file` relative to `home`.
 
-    If `file` is not below `home` by name, links are resolved first, as in data.txt.
+    If the path of `file` does not start with `home`, links are resolved first, as in data.txt.
     """
     if file.is_relative_to(home) and ".." not in file.relative_to(home).parts:
         return str(file.relative_to(home))
@@ -143,7 +143,7 @@ def path_from(home: Path, file: Path) -> str:
 
 
 def line_of(home: Path, listing: Path) -> str:
-    """Return the line for data.txt. Raises ConfigError for a path that could not be read back from it."""
+    """Return the line for data.txt. Raises ConfigError for a path that could not be read back."""
     parts = [str(home.resolve()), str(listing.resolve())]
     for part, where, expected, fix in (
         (parts[0], "SOURCE", "a path without line breaks", "rename the folder"),
@@ -161,7 +161,7 @@ def line_of(home: Path, listing: Path) -> str:
 
 
 def import_parser(prog: str = PROG) -> FlagParser:
-    """Build the parser of the command."""
+    """Build the command's parser."""
     parser = FlagParser(prog, "Read a dataset in another project's layout and write the lists of the guide.")
     parser.add_argument("action", choices=["import"], metavar="import")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`vace data split`: cut long files into one clip per scene. Does not import torch."""
+"""`vace data split`: cuts long files into one clip per scene. Does not import torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _WIDTH = 256  # width in pixels of the frames that are compared
 
 
 class SplitConfig(Config):
-    """Where files are cut, and where the clips are written."""
+    """Where to cut files, and where to write the clips."""
 
     out: str = Field(default="scenes", description="folder for the clips (default: scenes)")
     threshold: float = Field(
@@ -66,20 +66,20 @@ class Piece:
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Cut the files. Each piece is written atomically. On bad input, prints one line and exits with 1."""
+    """Cut the files, writing each piece atomically. On bad input, print one line and exit with 1."""
     arguments = split_parser(prog).parse_strict(argv)
     config = parse(SplitConfig, given(arguments, SplitConfig), prog)
     if config.print_config:
         logger.info(format_json({"sources": arguments.sources, **config.model_dump(mode="json")}, indent=2))
         return
-    make_detector(config.threshold)  # fails before a clip is opened if the package is missing
+    make_detector(config.threshold)  # if the package is missing, fail before opening any clip
     clips = [Clip.open(source) for source in arguments.sources]
     stems = [clip.path.stem for clip in clips]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), ""):
         raise DataError(f"two files are named {twice}", where=prog, fix="split them into two folders")
     check_folder(config.out, "--out")
     out = Path(config.out)
-    for clip in clips:  # fail before hours of decoding; the number of pieces is not known yet
+    for clip in clips:  # fail before hours of decoding, although the number of pieces is not known yet
         check_pieces(clip, 1, out, clips)
     for clip in clips:  # report now: the pieces no longer have these traits
         for remark in remarks_on(clip.reader.traits):
@@ -94,7 +94,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         return
     with lock_folder(out, choose="--out"):
         rows: list[dict[str, Any]] = []
-        # List each piece at once, so that a run after a kill can replace the pieces of the killed run.
+        # List each piece when it is written, so that the next run can replace the pieces of a killed run.
         with open_append(out / LISTING, buffering=0) as listing:
             for row in (row for clip in clips for row in write_pieces(clip, found[clip.path], out)):
                 rows.append(row)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
-    """Make PySceneDetect's adaptive detector: a function from (number, RGB frame) to new scene starts.
+    """Return PySceneDetect's adaptive detector, a function from (number, RGB frame) to new scene starts.
 
     Raises ConfigError if the package is missing.
     """
@@ -126,7 +126,7 @@ def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
 
 
 def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
-    """Find the scenes of a clip, drop short scenes, and cut long ones into equal parts. Raises DataError."""
+    """Find the scenes of a clip, drop short ones, and cut long ones into equal parts. Raises DataError."""
     scenes = list(pairwise([0, *find_cuts(clip, config.threshold), clip.num_frames]))
     min_frames = max(1, round(config.min_seconds * clip.fps))
     max_frames = None if config.max_seconds is None else max(1, int(config.max_seconds * clip.fps))
@@ -140,7 +140,7 @@ def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
 
 
 def find_cuts(clip: Clip, threshold: float) -> list[int]:
-    """Find the frames at which a new scene begins, in ascending order and without frame 0."""
+    """Return the frames at which a new scene begins, in ascending order and without frame 0."""
     detect, cv2 = make_detector(threshold), opencv()
     height, width = clip.size
     size = (min(width, _WIDTH), max(1, round(height * min(width, _WIDTH) / width)))
@@ -181,7 +181,7 @@ def piece_path(clip: Clip, number: int, out: Path) -> Path:
 
 
 def listed_pieces(path: Path) -> set[str]:
-    """Return the stems of the pieces listed by an earlier run. Ignores truncated lines. Raises DataError."""
+    """Return the stems of the pieces that an earlier run listed. Skips truncated lines. Raises DataError."""
     if not path.is_file():
         return set()
     found = set()
@@ -194,7 +194,7 @@ def listed_pieces(path: Path) -> set[str]:
 
 
 def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dict[str, Any]]:
-    """Write the pieces (name-000.mp4, …), each with a copy of the file's caption name.txt.
+    """Write the pieces (name-000.mp4, …), each with a copy of the source's caption file, name.txt.
 
     Yields the rows of the list.
     """
@@ -213,7 +213,7 @@ def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dic
 
 
 def split_parser(prog: str = PROG) -> FlagParser:
-    """Build the parser of the command."""
+    """Build the command's parser."""
     parser = FlagParser(prog, "Cut long files into one clip for each scene.")
     parser.add_argument("action", choices=["split"], metavar="split")
     parser.add_argument("sources", nargs="+", metavar="CLIP", help="video files")

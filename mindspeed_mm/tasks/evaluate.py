@@ -1,4 +1,4 @@
-"""`vace eval`: score generated videos by task, and compare two runs."""
+"""`vace eval`: scores generated videos by task, and compares two runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROG = "vace eval"
 
 
 class EvalFlags(Config):
-    """What is measured, against what, and where the page is written."""
+    """What to measure, what to compare with, and where to write the page."""
 
     data: str | None = Field(
         default=None,
@@ -72,7 +72,7 @@ class EvalFlags(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Score every folder, store the scores next to the videos, print a table and write a page."""
+    """Score every folder, store the scores with the videos, print a table and write a page."""
     arguments = job_parser(prog).parse_strict(argv)
     flags = parse(EvalFlags, given(arguments, EvalFlags), prog)
     folders = [Path(folder) for folder in arguments.results]
@@ -114,7 +114,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Build the parser: the folders of results, and the flags."""
+    """Build the parser for the results folders and the flags."""
     parser = FlagParser(prog, "Score generated videos by task, and compare runs.")
     parser.add_argument("results", nargs="*", metavar="RESULTS", help="folders of generated videos")
     add_flags(parser, EvalFlags, "evaluation")
@@ -123,9 +123,9 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
-    """Check that the folders exist and differ, and that there are two if a comparison needs two.
+    """Check that the folders exist and differ, and that a comparison has two of them.
 
-    Returns the names of the folders in the table.
+    Returns the names of the folders for the table.
     """
     if not folders:
         raise ConfigError(

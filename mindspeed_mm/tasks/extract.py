@@ -1,6 +1,6 @@
-"""Feature extraction: parse argv into a frozen job, and run it.
+"""Feature extraction: parses argv into a frozen job, and runs it.
 
-The rows are split over the ranks, which communicate only at the end.
+The rows are split across the ranks, which communicate only at the end.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ logger = get_logger(__name__)
 def main(argv: Sequence[str], prog: str = PROG) -> None:
     """Check the whole job and the list of clips, then run the job.
 
-    torch is imported only for the run.
+    Imports torch only for the run.
     """
     job = ExtractJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
         return
-    if not job.extract.no_check_clips:  # an earlier check has reported these
+    if not job.extract.no_check_clips:  # otherwise an earlier check has reported the notes
         for note in job.notes:
             logger.info(note)
         log_table(extraction_table(job))
@@ -65,7 +65,7 @@ def check_clips(job: ExtractJob) -> Manifest | None:
 
 
 def report_long_captions(job: ExtractJob, manifest: Manifest | None) -> None:
-    """Report the captions that the run will truncate. Raises WeightsError if there is no tokenizer."""
+    """Report the captions that the run will truncate. Raises WeightsError if the tokenizer is missing."""
     if manifest is None or rank() != 0:
         return
     from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
@@ -85,7 +85,7 @@ def scan(job: ExtractJob) -> Manifest | None:
     if config is None:
         return None
     if config.synthesis is not None:
-        from mindspeed_mm.conditioning.recipe import read_recipe  # imports OpenCV
+        from mindspeed_mm.conditioning.recipe import read_recipe  # lazy, because it imports OpenCV
 
         read_recipe(config.synthesis)
     source = config.basic_parameters
@@ -99,7 +99,7 @@ def scan(job: ExtractJob) -> Manifest | None:
 
 
 def probe_clips(job: ExtractJob, manifest: Manifest) -> None:
-    """Open every clip that is new or has changed.
+    """Open every clip that is new or changed.
 
     Raises DataError if more clips are unusable than --skip-bad-samples allows.
     """
@@ -127,7 +127,7 @@ def _enforce_error_budget(job: ExtractJob, manifest: Manifest, problems: Sequenc
         return
     fix = "correct them"
     if rank() == 0:
-        with suppress(OSError):  # the message below matters more
+        with suppress(OSError):  # the error below is more important
             write_failures(Path(job.save_path), [(problem.row, str(problem)) for problem in problems])
             fix += f" ({Path(job.save_path) / FAILURES})"
     fix += "" if bad == manifest.rows else f", or skip them: --skip-bad-samples {bad}"

@@ -1,4 +1,4 @@
-"""Run feature extraction: load the models, split the rows over ranks, write the list and the report.
+"""Runs feature extraction: loads the models, splits the rows across ranks, writes the list and the report.
 
 This is the part of `tasks.extract` that needs torch.
 """
@@ -68,7 +68,7 @@ class Ranks:
 
 @contextmanager
 def gloo_group() -> Iterator[Ranks]:
-    """Join torchrun's ranks in a gloo group with a timeout of 14 days, or run as a single process."""
+    """Join torchrun's ranks in a gloo group with a timeout of 14 days. A single process needs no group."""
     ranks = Ranks(rank(), world_size())
     if ranks.size > 1:
         join_group("gloo", timedelta(days=14))
@@ -105,7 +105,7 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
 
 
 def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
-    """Open the VAE and the text encoder. Each moves to the device when it first encodes."""
+    """Open the VAE and the text encoder. Each is moved to the device when it first encodes."""
     accelerator.activate()
     ae, text = job.model.ae, job.model.text_encoder
     vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], tiling=ae.enable_tiling)
@@ -140,9 +140,9 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
 
 
 class LazyVae:
-    """A VAE that moves to the device when it encodes its first clip.
+    """A VAE that is moved to the device when it encodes its first clip.
 
-    If all clips are already encoded, a run needs only the VAE's fingerprint.
+    If all clips are already encoded, a run needs only the fingerprint of the VAE.
     """
 
     def __init__(self, vae: WanVae, device: torch.device) -> None:
@@ -158,7 +158,7 @@ class LazyVae:
 
 
 class LazyTextEncoder:
-    """A text encoder that moves to the device when it encodes its first caption."""
+    """A text encoder that is moved to the device when it encodes its first caption."""
 
     def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
         self._encoder, self._device, self._placed = encoder, device, False
@@ -172,7 +172,7 @@ class LazyTextEncoder:
 
 
 def feature_keys(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> FeatureKeys:
-    """Return everything that a feature depends on, apart from its files and captions."""
+    """Return everything that a feature depends on except its files and captions."""
     ae, text = job.model.ae, job.model.text_encoder
     return FeatureKeys(
         pixels=dict(dataset.settings),
@@ -194,7 +194,7 @@ def extract(
         sweep([folder, folder / FEATURE_FOLDER, folder / STATE_FOLDER])
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
-        write_failures(extraction.save_path, failures((), manifest))  # replaces those of an earlier run
+        write_failures(extraction.save_path, failures((), manifest))  # overwrites those of an earlier run
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
     share = shard_rows(dataset.records, ranks)
@@ -207,7 +207,7 @@ def extract(
                 worked=isinstance(row, Finished) and row.fresh, note=f"failed {len(outcome.failed)}"
             )
             if len(outcome.failed) > allowed:
-                with suppress(OSError):  # the error below matters more
+                with suppress(OSError):  # the error below is more important
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
                 raise _too_many(outcome.failed, job.extract.skip_bad_samples)
         stopped = stop_signal()
@@ -228,16 +228,16 @@ def extract(
 
 
 def clip_progress(share: int, ranks: Ranks) -> Progress:
-    """Create the progress bar of rank 0's share. The shares of the other ranks are about as large."""
+    """Create a progress bar for rank 0's share. The shares of the other ranks are about as large."""
     name = "clips" if ranks.size == 1 else f"clips (rank 0 of {ranks.size})"
     return Progress(name, share, "clip")
 
 
 def shard_rows(records: Sequence[SampleRecord], ranks: Ranks) -> list[SampleRecord]:
-    """Select this rank's rows.
+    """Return this rank's rows.
 
     Duplicates of a row go to the same rank, which encodes the row once. Otherwise two ranks would write the
-    same file, each with its own address.
+    same file, each with its own row address in the metadata.
     """
     groups: dict[object, int] = {}
     for record in records:
@@ -276,14 +276,14 @@ def _manifest_order(row: Finished | Failed) -> tuple[int, int]:
 
 
 def store_null_prompt(extraction: Extraction) -> None:
-    """Write the embedding of the empty caption, unless one of this text encoder is already stored."""
+    """Write the embedding of the empty caption, unless that of this text encoder is already stored."""
     path = extraction.save_path / NULL_PROMPT_FILE
     fingerprint = json.dumps(extraction.keys.text, sort_keys=True)
     try:
         if read_header(path).get("__metadata__", {}).get("text_encoder") == fingerprint:
             return
     except DataError:
-        pass  # missing or truncated: write it now
+        pass  # missing or truncated, so it is written below
     write_null_prompt(path, extraction.text.encode([""])[0], fingerprint)
 
 
@@ -310,7 +310,7 @@ def _listed(row: Finished) -> dict[str, Any]:
 
 
 def failures(failed: Sequence[Failed], manifest: Manifest | None) -> list[tuple[int, str]]:
-    """Return row and reason of each failure: first those found before the run, then those of the run."""
+    """Return the row and reason of each failure, first those found before the run, then those of the run."""
     before = [(problem.row, str(problem)) for problem in (manifest.problems if manifest else ())]
     return before + [(row.record.row, row.reason) for row in failed]
 

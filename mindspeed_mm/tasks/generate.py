@@ -25,7 +25,7 @@ _LISTED = 4  # maximum number of missing weights to list
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """Run the command. torch is imported only after the job has been checked."""
+    """Run the command. Imports torch only after the job has been checked."""
     job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv, prog)
     if job.print_config:
         LOGGER.info(job.to_json())

@@ -1,6 +1,6 @@
 """The part of the generate command that needs torch.
 
-It checks every input, embeds every prompt, and then makes the videos one after the other.
+It checks every input, embeds every prompt, and then generates the videos one by one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
-_TIMEOUT = timedelta(hours=2)  # the other processes wait while the main process decodes
+_TIMEOUT = timedelta(hours=2)  # long, because the other processes wait while the main process decodes
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -83,13 +83,13 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def barrier_or_raise() -> None:
-    """Wait for all ranks, because torchrun treats a machine that ends minutes early as lost.
+    """Wait for all ranks, because torchrun treats a machine that exits minutes early as lost.
 
     Raises LaunchError if another rank failed.
     """
     try:
         dist.barrier()
-    except RuntimeError as error:  # torch's process-group errors are RuntimeErrors
+    except RuntimeError as error:  # the type of torch's process-group errors
         raise LaunchError(
             "made its videos, but another rank failed",
             where=f"rank {rank()}",
@@ -119,7 +119,7 @@ def work(
     config: VaceConfig,
     parallel: SingleProcess,
 ) -> None:
-    """Check all inputs, embed every prompt, then generate `videos`, which are all of the job's or some."""
+    """Check all inputs, embed every prompt, then generate `videos`, all or some of the job's videos."""
     parallel.check(lambda: check_inputs(job, videos))
     if not videos:
         LOGGER.info(
@@ -138,7 +138,7 @@ def work(
         write_job(folder, job.to_json())
     files = VideoFiles(models, folder, run_settings(job))
     for video in videos:
-        if parallel.is_main:  # the main process of those that generate this video
+        if parallel.is_main:  # once per group of processes that generates this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
             LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
         generate(
@@ -161,7 +161,7 @@ def open_models(
     *,
     keep_text_encoder: bool = False,
 ) -> ModelStore:
-    """Load the VAE now; load the text encoder and the transformer (or `experts`) when they are needed.
+    """Load the VAE now, and the text encoder and the transformer on first use. `experts` replaces the latter.
 
     Only the main process has the VAE and the text encoder.
     """
@@ -188,9 +188,9 @@ def open_models(
 
 
 def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
-    """Check that the disk has room for all of the job's videos, and read every source of `videos` once.
+    """Check that the disk has room for all videos of the job, and read every source of `videos` once.
 
-    This runs before any model is loaded, so a bad mask of the last video is found before the first video
+    This runs before any model is loaded, so that a bad mask of the last video is found before the first video
     takes an hour. Raises DataError.
     """
     needed = sum(bytes_of(video.sampling, len(video.inputs.src_ref_images)) for video in job.videos)
@@ -204,7 +204,7 @@ def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
 
 
 def check_weights(job: GenerateJob) -> VaceConfig:
-    """Check the transformer files before the text encoder is read. Returns the transformer's config.
+    """Check the transformer files before the text encoder is read, and return the transformer's config.
 
     Raises WeightsError, ConfigError and DataError.
     """
@@ -226,7 +226,7 @@ def check_weights(job: GenerateJob) -> VaceConfig:
 
 
 def run_settings(job: GenerateJob) -> dict[str, Any]:
-    """Return the settings of the run that each NAME.json records."""
+    """Return the run settings that each NAME.json records."""
     return {
         "model": job.model.model_dump(mode="json"),
         "run": job.run.model_dump(mode="json"),
@@ -235,7 +235,7 @@ def run_settings(job: GenerateJob) -> dict[str, Any]:
 
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
-    """Decode stored latents (`--from-latents`): the steps of an earlier run that follow denoising."""
+    """Decode latents of an earlier run (`--from-latents`), which does all that follows denoising."""
     path, folder = Path(str(job.run.from_latents)), Path(job.run.output_path)
     latents, num_refs, stored = read_latents(path, verify=job.run.verify_checksums)
     check_names(folder, (f"{stored.name}{suffix}" for suffix in OUTPUT_SUFFIXES), "output_path")
@@ -251,7 +251,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "seconds": {**stored.seconds, **models.timings.report()},
             "from_latents": str(path),
             "tiled": models.vae.tiled,
-            "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # peak during decoding
+            "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # of decoding only
             "versions": versions(),
         }
 
@@ -262,7 +262,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def warn_overridden_by_latents(job: GenerateJob, stored: LatentsSettings) -> None:
-    """Warn if the job requests a number of frames, size or fps that differs from that of the latents."""
+    """Warn if the job sets a number of frames, size or fps that differs from that of the latents."""
     named = [video for video in job.videos if video.name == stored.name]
     for video in named or job.videos[:1]:
         for key in ("num_frames", "height", "width", "fps"):

@@ -1,4 +1,4 @@
-"""`vace plan`: estimate the memory and time of a training run before its launch."""
+"""`vace plan`: estimates the memory and time of a training run before it is launched."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Plan:
-    """One run on one kind of device."""
+    """The estimate of a run on one kind of device."""
 
     device: Device
     run: TrainingRun
     clip: Clip
     memory: Memory
     time: StepTime
-    of_ranks: Sequence[Memory]  # one for each rank of a pipeline; a single one without stages
+    of_ranks: Sequence[Memory]  # one for each pipeline rank; a single one without stages
     samples: int  # samples per iteration
     iterations: int
     changes: Sequence[Change]
@@ -60,11 +60,11 @@ class Plan:
         return self.clip.rows / self.samples
 
     def hours(self, iterations: float) -> float:
-        """The hours that `iterations` take."""
+        """Return the hours that `iterations` take."""
         return iterations * self.time.total / 3600
 
     def kwh(self, iterations: float) -> float | None:
-        """The energy of all devices at the boards' power limit in kWh; None if the limit is unknown."""
+        """Return the energy of all devices at their power limit in kWh, or None if the limit is unknown."""
         watts = self.device.watts
         return self.hours(iterations) * watts * self.run.ranks / 1000 if watts else None
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
     """Estimate the memory and time of a job.
 
-    Raises ConfigError for an unknown device, or a clip that the model does not accept.
+    Raises ConfigError for an unknown device or a clip that the model does not accept.
     """
     dtype = job.predictor.dtype
     device = read_calibration(dtype) if flags.device == "here" else find_device(flags.device)
@@ -130,7 +130,7 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
 
 
 def measure_here() -> None:
-    """Calibrate this machine's device, or those of torchrun's ranks, and print the path of the result."""
+    """Calibrate this device, or those of all torchrun ranks, and print the path of the result."""
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.distributed.launch import launch
 
@@ -152,7 +152,7 @@ def measure_here() -> None:
 
 
 def table(plan: Plan, job: PretrainJob) -> Rows:
-    """The rows of the plan's table, about 15 lines."""
+    """Return the rows of the plan's table, about 15 lines."""
     device, memory, time = plan.device, plan.memory, plan.time
     tokens = tokens_of(plan.clip.grid, plan.run.model)
     rows = [
@@ -216,7 +216,7 @@ def _of_stages(plan: Plan) -> str:
 
 
 def _stages(plan: Plan) -> str:
-    """Describe the stages: their layers, their cost, and the memory of each rank."""
+    """Describe the pipeline stages: their layers, their cost, and the memory of each rank."""
     run, time = plan.run, plan.time
     virtual = len(run.stages) // run.pipeline
     chunks = [list(run.stages[part * run.pipeline : (part + 1) * run.pipeline]) for part in range(virtual)]
@@ -229,7 +229,7 @@ def _stages(plan: Plan) -> str:
 
 
 def _scaling(plan: Plan) -> str:
-    """Describe some counts from 1 to 1024 devices, with the same work on each device."""
+    """Describe runs on 1 to 1024 devices with the same work per device."""
     every = [one for one in plan.counts if one.devices in (1, 8, 64, 512, 1024)]
     return "; ".join(
         (
@@ -241,7 +241,7 @@ def _scaling(plan: Plan) -> str:
 
 
 def draw(plan: Plan, job: PretrainJob, path: Path) -> None:
-    """Draw the memory on 1 to 1024 devices. Raises ConfigError."""
+    """Plot the memory on 1 to 1024 devices. Raises ConfigError."""
     from mindspeed_mm.tools.plan_picture import draw_plan
 
     title = f"{plan.device.name}: {describe_model(job.model.predictor, job.model.transforms)}"
@@ -280,7 +280,7 @@ def _peak(plan: Plan, job: PretrainJob) -> float:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON data, in bytes and seconds."""
+    """Return the plan as JSON data, in bytes and seconds."""
     seconds = plan.time.total
     epoch = {"samples": plan.clip.rows, "hours": plan.hours(plan.epoch), "kwh": plan.kwh(plan.epoch)}
     return {

@@ -1,4 +1,4 @@
-"""`vace plan --generate CONFIG.json`: estimate memory and time of a generation run before its launch."""
+"""`vace plan --generate CONFIG.json`: estimates the memory and time of a generation run before its launch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ FLAG = "--generate"
 
 
 class GenerationPlanFlags(DeviceFlags):
-    """What a generation run is planned for."""
+    """The kind and number of devices to plan a generation run for."""
 
     devices: int = Field(default=1, gt=0, le=65536, description="how many of them")
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """The video of a run that needs the most memory, on one kind of device."""
+    """The estimate of a run on one kind of device, for the video that needs the most memory."""
 
     device: Device
     name: str  # name of the video
@@ -65,7 +65,7 @@ class GenerationPlan:
 
     @property
     def kwh(self) -> float | None:
-        """The energy of all videos at the boards' power limit in kWh; None if the limit is unknown."""
+        """The energy of all videos at the devices' power limit in kWh, or None if the limit is unknown."""
         return self.seconds / 3600 * self.devices * self.device.watts / 1000 if self.device.watts else None
 
     @property
@@ -75,7 +75,7 @@ class GenerationPlan:
 
 
 def plan_parser(prog: str) -> FlagParser:
-    """Build the parser: the flags of generation and of the planner."""
+    """Build the parser with the flags of generation and of the planner."""
     parser = job_parser(prog, config=FLAG)
     add_flags(parser, GenerationPlanFlags, "plan")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -100,7 +100,7 @@ def main(argv: Sequence[str], prog: str) -> None:
 def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
     """Estimate the memory and time of a job.
 
-    Raises ConfigError for an unknown device, or a model of unknown size.
+    Raises ConfigError for an unknown device or a model of unknown size.
     """
     if job.run.from_latents is not None:
         raise ConfigError("only decodes", where="from_latents", fix="remove it to plan a generation run")
@@ -131,8 +131,8 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
 def estimate(job: GenerateJob, processes: int) -> str:
     """Summarize the memory of one device in one line, for the end of a dry run.
 
-    The estimate uses only the model's name: it opens no weights and does not import torch. Returns "" if
-    the name is unknown.
+    The estimate uses only the name of the model. It opens no weights and does not import torch. Returns ""
+    if the name is unknown.
     """
     name = _size_in(job.model.experts[0][0])
     if name is None:
@@ -141,7 +141,7 @@ def estimate(job: GenerateJob, processes: int) -> str:
     try:
         model = PRESETS[name]
         runs = [run_of(job, video, model, roomy, processes, TEXT_PARAMETERS) for video in job.videos]
-    except ConfigError:  # the processes cannot share a video; the run reports it
+    except ConfigError:  # the processes cannot share a video, which the run itself reports
         return ""
     found = [generation_memory(run) for run in runs]
     memory = max(found, key=lambda each: each.total)
@@ -156,7 +156,7 @@ def estimate(job: GenerateJob, processes: int) -> str:
 def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
     """Return the sizes of a job's transformer, and its name.
 
-    The sizes come from its files, or from the model's name in its path if the files are missing.
+    The sizes come from its files or, if they are missing, from the model size in its path.
     """
     if not job.not_found:
         from mindspeed_mm.generation.loaders import inspect_experts
@@ -174,7 +174,7 @@ def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
 
 
 def _size_in(path: str) -> str | None:
-    """The name of the published model whose size is in a path, or None."""
+    """Return the name of the published model whose size is in a path, or None."""
     for size, name in (
         ("A14B", "Wan2.2-VACE-A14B"),
         ("14B", "Wan2.1-VACE-14B"),
@@ -193,9 +193,9 @@ def run_of(
     devices: int,
     text: float | None = None,
 ) -> GenerationRun:
-    """The settings of a video that determine its memory and time.
+    """Return the settings of a video that determine its memory and time.
 
-    `text`: the number of weights of the text encoder; None reads it from the files. Raises ConfigError if
+    `text` is the number of weights of the text encoder; None reads it from the files. Raises ConfigError if
     the devices cannot share the video.
     """
     sampling, run = video.sampling, job.run
@@ -239,7 +239,7 @@ def run_of(
 
 
 def text_parameters(path: str) -> float:
-    """Count the weights of the text encoder from the shapes in its files; without files, those of umT5-XXL.
+    """Return the number of weights of the text encoder, from its files or, if they are missing, of umT5-XXL.
 
     Raises WeightsError if the files contain no weights.
     """
@@ -251,7 +251,7 @@ def text_parameters(path: str) -> float:
 
 
 def table(plan: GenerationPlan) -> Rows:
-    """The rows of the plan's table, about 15 lines."""
+    """Return the rows of the plan's table, about 15 lines."""
     device, run, memory, time = plan.device, plan.run, plan.memory, plan.time
     experts = f"{run.experts} x " if run.experts > 1 else ""
     ahead = " (conditions and guidance together)" if run.is_batched and run.passes > 1 else ""
@@ -294,7 +294,7 @@ def table(plan: GenerationPlan) -> Rows:
 
 
 def as_json(plan: GenerationPlan) -> dict[str, Any]:
-    """The plan as JSON data, in bytes and seconds."""
+    """Return the plan as JSON data, in bytes and seconds."""
     return {
         "device": asdict(plan.device),
         "devices": plan.run.ranks,
@@ -329,7 +329,7 @@ def _changes(plan: GenerationPlan) -> list[str]:
 
 
 def _without_own(words: Sequence[str]) -> list[str]:
-    """Remove the planner's flags from `words`."""
+    """Return `words` without the planner's flags."""
     own = {FLAG, *(f"--{name}" for name in GenerationPlanFlags.model_fields)}
     found: list[str] = []
     skip = False

@@ -1,4 +1,4 @@
-"""`vace prepare`: make the src_video, src_mask and references of a task.
+"""`vace prepare`: makes the src_video, src_mask and references of a task.
 
 The source is a clip or image, or a dataset with a recipe.
 """
@@ -33,7 +33,7 @@ PROG = "vace prepare"
 
 
 class PrepareConfig(Config):
-    """What to prepare, from what, and where to write it."""
+    """What to prepare, from which sources, and where to write it."""
 
     task: str | None = Field(default=None, description="name of the task; --list shows all")
     video: tuple[str, ...] = Field(default=(), description="source clips; may be separated by commas")
@@ -63,7 +63,7 @@ class PrepareConfig(Config):
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """Prepare one task's inputs. On bad input, prints one line, exits with 1 and leaves no partial files."""
+    """Prepare one task's inputs. On bad input, print one line, exit with 1 and leave no partial files."""
     words = [_canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
     arguments = job_parser(prog).parse_strict(words)
     config = parse(PrepareConfig, given(arguments, PrepareConfig), prog)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def _inputs(sources: Sequence[str], options: Config, options_path: str | None) -> Iterator[str | Path]:
-    """Yield every file that a task reads. Option values that are not paths may be among them."""
+    """Yield every file that a task reads. May include option values that are not paths."""
     for path in sources:
         yield path
         if Path(path).is_dir():
@@ -123,7 +123,7 @@ def _inputs(sources: Sequence[str], options: Config, options_path: str | None) -
 
 
 def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> None:
-    """Prepare every sample of the dataset that is not finished yet."""
+    """Prepare every unfinished sample of the dataset."""
     from mindspeed_mm.tasks.prepare_dataset import LISTING, plan_samples, prepare_dataset
 
     for flag, values in (("--video", config.video), ("--image", config.image)):
@@ -169,7 +169,7 @@ def _recipe(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> Rec
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Build the parser: the flags of the job, and one flag for each option of a task."""
+    """Build the parser with the flags of the job and one flag for each task option."""
     parser = FlagParser(prog, "Make src_video, src_mask and references of a VACE task from clips and images.")
     add_flags(parser, PrepareConfig, "job")
     parser.add_argument("--pre-save-dir", dest="out", default=argparse.SUPPRESS, help="the same as --out")
@@ -189,7 +189,7 @@ def option_names() -> set[str]:
 
 
 def task_table() -> str:
-    """List the tasks: a line with name, inputs and result of each, followed by its options."""
+    """Return the list of tasks: for each, a line with its name, inputs and result, then its options."""
     lines = []
     for entry in all_tasks():
         needs = [*entry.needs, *([f"{entry.network} network"] if entry.network else [])]
@@ -200,7 +200,7 @@ def task_table() -> str:
 
 
 def _canonical(word: str) -> str:
-    """Change a flag in the spelling of the published tool, such as `--expand_num`, to `--expand-num`."""
+    """Convert a flag as the published tool spells it, such as `--expand_num`, to `--expand-num`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

@@ -1,6 +1,6 @@
-"""Turn a dataset of plain clips into a dataset of VACE samples.
+"""Turns a dataset of plain clips into a dataset of VACE samples.
 
-The work is spread over processes and can be resumed. This process does not import torch.
+The work is split across processes and can be resumed. This process does not import torch.
 
 out/data.json               rows that feature extraction reads
 out/rows/000017-0-NAME/     video, src_video, src_mask, references, prepare.json of one sample
@@ -43,13 +43,13 @@ from mindspeed_mm.tasks.prepared_row import read_finished, sums_of
 logger = get_logger(__name__)
 LISTING = "data.json"
 ROWS, SHEETS = "rows", "sheets"
-_VERSION = 1  # version of the content of a finished row
-_ON_SHEET = 4  # samples per entry on its sheet
+_VERSION = 1  # version of a finished row's content
+_ON_SHEET = 4  # samples on the sheet of an entry
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to make from one row."""
+    """A sample to make from a row."""
 
     record: SampleRecord
     variant: int
@@ -61,7 +61,7 @@ class Sample:
         return f"{self.record.row:06d}-{self.variant}-{self.draw.name}"
 
     def key(self) -> str:
-        """A digest of everything that the sample's files depend on. Raises OSError."""
+        """Return a digest of everything that the sample's files depend on. Raises OSError."""
         return digest_of_values(
             {
                 "version": _VERSION,
@@ -74,14 +74,14 @@ class Sample:
 
 @dataclass
 class Plan:
-    """Every sample of a dataset, and the failures that are already known."""
+    """All samples to make from a dataset, and the failures that are already known."""
 
     samples: list[Sample]
     failures: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """A summary such as `40 samples of 20 clips: inpainting 22, framerefext 18`."""
+        """Return a summary such as `40 samples of 20 clips: inpainting 22, framerefext 18`."""
         counts = Counter(sample.draw.name for sample in self.samples)
         clips = len({sample.record.row for sample in self.samples})
         each = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
@@ -115,9 +115,9 @@ def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
 
 
 def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) -> list[Path]:
-    """Make every sample that is not finished yet. Returns the written list and sheets.
+    """Make every unfinished sample. Returns the paths of the written list and sheets.
 
-    If rows fail, raises DataError at the end. failed.jsonl names these rows; the list has the others.
+    If rows fail, raises DataError at the end. failed.jsonl lists these rows, and the list has the others.
     """
     rows = out / ROWS
     failures = list(plan.failures)
@@ -158,7 +158,7 @@ def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) 
 
 
 def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of data.json for a sample."""
+    """Return the data.json row of a sample."""
     folder = f"{ROWS}/{sample.name}"
     captions = sample.record.captions
     row: dict[str, Any] = {
@@ -174,7 +174,7 @@ def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure(record: SampleRecord, variant: int, name: str, error: MindSpeedMMError) -> dict[str, Any]:
-    """Return the line of failed.jsonl for a failure."""
+    """Return the failed.jsonl line of a failure."""
     return {
         "row": record.row,
         "variant": variant,
@@ -232,10 +232,10 @@ def _make_samples(
 
 
 def _finished(sample: Sample, rows: Path) -> dict[str, Any] | None:
-    """Return the record of an earlier run with the same files, task and options, or None."""
+    """Return the record of an earlier run with the same files, task and options, if there is one."""
     try:
         return read_finished(rows / sample.name, sample.key())
-    except OSError:  # a source cannot be read; make_sample reports it
+    except OSError:  # a source cannot be read, which make_sample reports
         return None
 
 
@@ -245,7 +245,7 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
     Raises DataError and ConfigError.
     """
     if multiprocessing.parent_process() is not None:
-        opencv().setNumThreads(1)  # the other cores run other worker processes
+        opencv().setNumThreads(1)  # the worker processes already use all cores
     record, task, folder = sample.record, sample.draw.task, rows / sample.name
     draft = rows / temporary_name(sample.name)
     try:
@@ -264,7 +264,7 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
         made = write_files(prepared, draft, settings)
         made["networks"] = dict(prepared.networks)
         encoded = [made[slot] for slot in ("src_video", "src_mask") if made.get(slot)]
-        # Links need no checksum, because `key` depends on their sources.
+        # Links need no checksum, because `key` covers their sources.
         made["files"] = sums_of(draft, [*encoded, *made["src_ref_images"]])
         made["video"] = _linked(record.video, draft / f"video{record.video.suffix}")
         if not made["src_ref_images"]:
@@ -283,7 +283,7 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
 
 
 def _with_mask(sample: Sample) -> Any:
-    """Return the options, with the row's mask added if the mode needs a mask and the recipe has none."""
+    """Return the options, with the row's mask if the mode needs a mask and the recipe sets none."""
     options, mask = sample.draw.options, sample.record.src_mask
     takes = str(getattr(options, "mode", "")).startswith("mask") and getattr(options, "mask", "") is None
     return options.model_copy(update={"mask": str(mask)}) if takes and mask is not None else options
@@ -292,7 +292,7 @@ def _with_mask(sample: Sample) -> Any:
 def _linked(path: Path, place: Path) -> str:
     """Hard-link a file instead of copying it, and return the name of the link.
 
-    Makes a symbolic link for a folder, and where the file system has no hard links.
+    Makes a symbolic link to a folder, or if the file system has no hard links.
     """
     try:
         os.link(path.resolve(), place)
@@ -304,7 +304,7 @@ def _linked(path: Path, place: Path) -> str:
 def _write_sheets(
     finished: Sequence[tuple[Sample, dict[str, Any]]], rows: Path, folder: Path
 ) -> Iterator[Path]:
-    """Draw one sheet with the first samples of each entry of the recipe, and yield its path."""
+    """Draw a sheet with the first samples of each recipe entry, and yield the paths."""
     by_name: dict[str, list[tuple[Sample, dict[str, Any]]]] = {}
     for sample, made in finished:
         by_name.setdefault(sample.draw.name, []).append((sample, made))

@@ -1,4 +1,4 @@
-"""Read the prepare.json of a finished row of a dataset, and check that its files have not changed.
+"""Reads the prepare.json of a finished dataset row, and checks that its files have not changed.
 
 Does not import torch.
 """
@@ -21,14 +21,14 @@ from mindspeed_mm.outputs import name_problem
 
 
 class FileSum(Config):
-    """Size in bytes and CRC-32."""
+    """The size in bytes and CRC-32 of a file."""
 
     size: int = Field(ge=0)
     crc32: int = Field(ge=0, lt=1 << 32)
 
 
 class PreparedRow(Config):
-    """The keys that a later run reads; `files` is absent in rows of earlier versions."""
+    """The keys that a later run reads. Rows of earlier versions have no `files`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -65,7 +65,7 @@ def sums_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
 def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
     """Read the prepare.json of a row.
 
-    Returns None if it is malformed or has another key, or if the files of the row have changed.
+    Returns None if it is malformed or has a different key, or if the files of the row have changed.
     """
     path = folder / RECORD
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Pre-training and fine-tuning: parse argv into a frozen job, and run it."""
+"""Pre-training and fine-tuning: parses argv into a frozen job, and runs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_CHECKED = (
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Check the whole job, then run it. torch is imported only for the run."""
+    """Check the whole job, then run it. Imports torch only for the run."""
     job = PretrainJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 @contextmanager
 def hold_folder(job: PretrainJob) -> Iterator[None]:
-    """Lock --save, and clean up what killed runs left there. Raises LaunchError if it is locked."""
+    """Lock --save, and remove what killed runs left there. Raises LaunchError if it is locked."""
     if job.training.checkpoint.save is None:
         yield
         return
@@ -85,18 +85,18 @@ def join_and_run(job: PretrainJob) -> None:
 
 
 def log_job(job: PretrainJob) -> None:
-    """Log the job's notes and its table."""
+    """Log the job's notes and its summary table."""
     for note in job.notes:
         logger.info(note)
     log_table(training_table(job))
 
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:
-    """Build every part and train, inside a process group."""
+    """Build every part and train. Must run inside a process group."""
     from mindspeed_mm.models.containers.checksums import verifying
     from mindspeed_mm.tasks.assembly import assemble
 
-    # all processes of a machine read the same weights, so each verifies its share of the checksums
+    # All processes of a machine read the same weights, so each verifies its share of the checksums.
     share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))
     with verifying(not job.training.checkpoint.no_verify_checksums, *share):
         trainer = assemble(job, accelerator)

@@ -1,4 +1,4 @@
-"""Build the micro-batches of training on raw clips.
+"""Builds the micro-batches for training on raw clips.
 
 The clips are checked once. The VAE and the text encoder run on the training device.
 """
@@ -43,7 +43,7 @@ def build_raw_batches(
 ) -> RawBatches:
     """Build this rank's micro-batches, which are encoded during training.
 
-    Raises DataError that lists the unusable rows.
+    Raises DataError with the unusable rows.
     """
     batch, model = job.training.batch, cast(RawModelConfig, job.model)
     records, grids = usable_clips(job, clips)
@@ -95,7 +95,7 @@ def build_raw_batches(
 
 
 def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[SampleRecord], list[Grid]]:
-    """Return the rows, and the frames and size in which each is encoded.
+    """Return the rows, and the number of frames and the size at which each is encoded.
 
     Rank 0 opens the clips. Raises DataError if a row cannot be used.
     """

@@ -1,4 +1,4 @@
-"""The table of about a dozen lines that a run logs before it starts. The whole job is in job.json.
+"""The summary of about a dozen lines that a run logs before it starts. The whole job is in job.json.
 
 Does not import torch.
 """
@@ -148,7 +148,7 @@ def generation_table(job: GenerateJob) -> Rows:
 
 
 def describe_model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
-    """Describe a model: its preset, its sizes, and the part that trains."""
+    """Describe a model: its preset, its sizes, and the part that is trained."""
     if not isinstance(predictor, PredictorConfig):
         return str(getattr(predictor, "model_id", type(predictor).__name__))
     config = predictor.model
@@ -181,13 +181,13 @@ def _distinct(texts: Iterable[str]) -> str:
 
 
 def _rings(job: PretrainJob) -> str:
-    """Describe the rings between the ranks that split the heads, if there are any."""
+    """Describe the rings of ranks that share the same heads, if there are any."""
     size = job.parallel.context_parallel_size // job.parallel.ulysses_size
     return f" (rings of {size})" if size > 1 else ""
 
 
 def _stages(job: PretrainJob) -> str:
-    """Describe the pipeline stages and their bubble, as a share of the step, if there are any."""
+    """Describe the pipeline stages and the bubble as a fraction of the step, if there are any."""
     parallel = job.parallel
     stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
     if stages == 1:

@@ -1,4 +1,4 @@
-"""Open and check the datasets of a PretrainJob, and read them as micro-batches."""
+"""Opens and checks the datasets of a PretrainJob, and reads them as micro-batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mindspeed_mm.training.raw_clips import RawBatches
 
 
 def open_dataset(kind: str, config: Any, job: PretrainJob) -> Any:
-    """Open a training or held-out dataset of the job. `--no-verify-checksums` turns its checksums off."""
+    """Open a training or held-out dataset of the job. `--no-verify-checksums` disables its checksums."""
     if job.training.checkpoint.no_verify_checksums and hasattr(config, "verify_checksums"):
         config = config.model_copy(update={"verify_checksums": False})
     return resolve(DATASETS.get(kind).build)(config)
 
 
 def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader | RawBatches:
-    """Build the loader of this rank's micro-batches. Raises DataError if features do not fit the model."""
+    """Build the loader for this rank's micro-batches. Raises DataError if features do not fit the model."""
     if job.raw_clips is not None:
         from mindspeed_mm.tasks.raw_training import build_raw_batches  # imports diffusers and transformers
 
@@ -53,10 +53,10 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
 
 
 def check_features(dataset: Any, job: PretrainJob) -> None:
-    """Check the header of every feature; each rank checks its share.
+    """Check the headers of all features. Each rank checks its share.
 
-    Raises the first DataError of any rank on all ranks. A dataset from another package is checked if it
-    has the methods `check` and `check_null_prompt` of FeatureDataset.
+    All ranks raise the same DataError. A dataset from another package is checked if it has the methods
+    `check` and `check_null_prompt` of FeatureDataset.
     """
     check = getattr(dataset, "check", None)
     if check is None:

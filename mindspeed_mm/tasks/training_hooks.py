@@ -1,4 +1,4 @@
-"""Build the hooks of a PretrainJob: the built-in hooks in order, then those of the model JSON."""
+"""Builds the hooks of a PretrainJob: the built-in hooks in order, then those of the model JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_hooks(
     accelerator: Accelerator,
     resumed: int,
 ) -> list[Hook]:
-    """Build all hooks of a run that continues after iteration `resumed`."""
+    """Build all hooks of a run that resumes after iteration `resumed`."""
     training = job.training
     peak = training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype)
     measure = build_evaluation(job, model, schedule, mesh, accelerator)
@@ -108,9 +108,9 @@ def build_evaluation(
 
 
 def names_of_tasks(job: PretrainJob, held_out: Sequence[str]) -> dict[str, str]:
-    """Map each held-out task to the name of the recipe entry that draws it, if exactly one entry does.
+    """Map each held-out task to the recipe entry that draws it, if exactly one entry does.
 
-    Training reports the task under that name.
+    Training reports the task under the name of the entry.
     """
     path = job.raw_clips.synthesis if job.raw_clips is not None else None
     entries = read_recipe(path).tasks if path is not None else {}
@@ -146,7 +146,7 @@ def build_videos(
     inference = getattr(validation, "prompts", None)
     if inference is None or job.training.checkpoint.save is None:
         return None
-    from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
+    from mindspeed_mm.tasks.validation_videos import ValidationVideos  # lazy: imports VAE and text encoder
 
     return ValidationVideos(
         Path(inference),

@@ -1,6 +1,6 @@
-"""Generate videos with the model in training.
+"""Generates videos with the model in training.
 
-The code is that of `Wan-VACE-Inference.py`, so the same seeds give bit-identical videos.
+Uses the code of `Wan-VACE-Inference.py`, so the same seeds give bit-identical videos.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LOGGER = get_logger(__name__)
 class ValidationVideos:
     """The videos of one inference JSON, generated at each evaluation.
 
-    The model in training takes the place of the JSON's `model.transformer`. Sources and prompts are
-    encoded once. Between evaluations the VAE stays on the host, and the text encoder is freed.
+    The model in training replaces the JSON's `model.transformer`. Sources and prompts are encoded only once.
+    Between evaluations, the VAE is on the host, and the text encoder is freed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ValidationVideos:
                 fix="remove loras, or train without pipeline stages",
             )
         self.score = score
-        self.model = cast(VaceTransformer, model)  # or a Pipeline, called in the same way
+        self.model = cast(VaceTransformer, model)  # or a Pipeline, which is called in the same way
         self.mesh, self.accelerator, self.folder = mesh, accelerator, folder
         self.count = sum(weight.numel() for weight in whole.parameters())
         self.parallel = (
@@ -100,7 +100,7 @@ class ValidationVideos:
         for video in self.job.videos:
             try:
                 generate(models, video, self._finish(files), parallel=self.parallel, encoded=self._encoded)
-            except NonFiniteError as error:  # raised on every rank; FiniteGuard checks the training loss
+            except NonFiniteError as error:  # raised on every rank; not fatal, as FiniteGuard checks training
                 if rank() == 0:
                     LOGGER.warning(
                         "iteration %d, validation video %s: %s; training continues",
@@ -116,14 +116,14 @@ class ValidationVideos:
 
     def _finish(self, files: VideoFiles) -> Callable[[GeneratedVideo], None]:
         def finish(made: GeneratedVideo) -> None:
-            if self.score:  # vace eval reads the conditions beside the video
+            if self.score:  # scoring reads the conditions stored with the video
                 files.write_conditions(made.request, made.conditions)
             files.write(made)
 
         return finish
 
     def _open_models(self) -> ModelStore:
-        """Open the models at the first evaluation; later, only move the VAE back to the device."""
+        """Open the models at the first evaluation. Later ones only move the VAE back to the device."""
         if self._models is None:
             experts = Experts(
                 [self.model],
@@ -141,7 +141,7 @@ class ValidationVideos:
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """Score the videos, write eval.json, and return the means over all tasks and, if several, of each.
+    """Score the videos, write eval.json, and return the overall means and, with several tasks, those of each.
 
     Returns {} if there is no video.
     """

@@ -1,4 +1,4 @@
-"""Every metric: importing this module registers ours. Other packages register theirs by an entry point."""
+"""Registers the metrics of this package on import. Other packages register theirs through an entry point."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ORDER = (
 
 
 def all_metrics(names: tuple[str, ...] = ()) -> list[Metric]:
-    """The metrics of `names`, or all, in the order of the table. Raises ConfigError for an unknown name."""
+    """Return the metrics of `names`, or all, in table order. Raises ConfigError for an unknown name."""
     known = [name for name in _ORDER if name in METRICS] + [name for name in METRICS if name not in _ORDER]
     chosen = set(names or known)
     return [

@@ -19,7 +19,7 @@ _PART = 4  # the first and the last quarter are compared
     summary="mean CIELAB colour of the last quarter against the first",
 )
 def colour_drift(sample: Sample) -> float | None:
-    """Distance of the two means, minus that of the true clip if there is one."""
+    """Return the length of the shift of the mean colour, minus the shift of the true clip if there is one."""
     if len(sample.output) < 2:
         return None
     moved = _moved(sample.output)
@@ -34,7 +34,7 @@ def _moved(frames: Pixels) -> NDArray[np.float64]:
 
 
 def mean_lab(frames: Pixels) -> NDArray[np.float64]:
-    """The mean L, a and b of all pixels."""
+    """Return the mean L, a and b of all pixels."""
     cv2 = opencv()
     means = [cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).mean((0, 1)) for frame in frames]
     return np.asarray(np.mean(means, 0), np.float64)

@@ -1,6 +1,6 @@
-"""Whether the video follows its control clip.
+"""Measures whether the video follows its control clip.
 
-The annotator of the task runs on the video, and its result is compared with the control clip.
+The annotator of the task runs on the video, and its output is compared with the control clip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POSES = ("pose", "pose_body")
 
 
 def extracted(sample: Sample) -> Pixels:
-    """The control clip that the sample's task makes of the output.
+    """Run the task's annotator on the output, and return its control clip.
 
     Raises ConfigError if the network of the task is missing.
     """
@@ -35,7 +35,7 @@ def extracted(sample: Sample) -> Pixels:
 
 @metric("gray_error", unit="levels", better="lower", summary="luma against the control's; task gray")
 def gray_error(sample: Sample) -> float | None:
-    """Mean absolute difference."""
+    """Return the mean absolute difference."""
     if sample.src_video is None or sample.task != "gray":
         return None
     return float(np.abs(extracted(sample).astype(np.int16) - sample.src_video).mean())
@@ -47,7 +47,7 @@ def gray_error(sample: Sample) -> float | None:
     summary="lines within a pixel of the control's; tasks canny, edge, scribble, xdog",
 )
 def line_f1(sample: Sample) -> float | None:
-    """F1 of the lines: the share that is in the control, and the share of the control that is found."""
+    """Return the F1 score of the lines, from their precision and recall against the control clip."""
     if sample.src_video is None or sample.task not in _LINES:
         return None
     dark = sample.task in _DARK
@@ -61,7 +61,7 @@ def line_f1(sample: Sample) -> float | None:
     summary="skeletons within two pixels of the control's; task pose, needs its network",
 )
 def pose_f1(sample: Sample) -> float | None:
-    """Like `line_f1`, for everything that is drawn on black."""
+    """Return the same as `line_f1`, for everything that is drawn on black."""
     if sample.src_video is None or sample.task not in _POSES:
         return None
     found, control = (frames.max(-1) > 64 for frames in (extracted(sample), sample.src_video))
@@ -75,7 +75,7 @@ def pose_f1(sample: Sample) -> float | None:
     summary="depth against the control's; task depth, needs its network",
 )
 def depth_error(sample: Sample) -> float | None:
-    """Mean absolute difference after the best scale and shift, because depth has no unit."""
+    """Return the mean absolute difference after the best scale and shift, because depth has no unit."""
     if sample.src_video is None or sample.task not in _DEPTHS:
         return None
     found = extracted(sample)[..., 0].astype(np.float64).ravel()
@@ -86,9 +86,9 @@ def depth_error(sample: Sample) -> float | None:
 
 
 def overlap_f1(found: PixelMask, control: PixelMask, tolerance: int) -> float | None:
-    """F1 of two sets of pixels, each pixel matched within `tolerance`.
+    """Return the F1 score of two sets of pixels. A pixel matches within a distance of `tolerance`.
 
-    None if the control has no pixel; 0 if nothing matches.
+    Returns None if the control has no pixels, and 0 if nothing matches.
     """
     if not control.any():
         return None

@@ -1,4 +1,4 @@
-"""Similarity by a CLIP or DINO model in a local folder: `--encoder FOLDER`. Downloads nothing."""
+"""Similarity computed with a CLIP or DINO model in a local folder (`--encoder FOLDER`). Downloads nothing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.tensors import why_not_loaded
 
 logger = get_logger(__name__)
-_FRAMES = 16  # frames of a video, evenly spaced
+_FRAMES = 16  # maximum number of frames that are embedded, evenly spaced
 _AT_ONCE = 16
 
 
 class Encoder:
-    """A transformers model that embeds an image, and if it is a CLIP, a text."""
+    """A transformers model that embeds images and, if it is a CLIP model, text."""
 
     def __init__(self, folder: Path, device: Any = "cpu") -> None:
-        """Raises WeightsError for a folder that holds no such model, or weights that are NaN or infinite."""
+        """Load the model. Raises WeightsError if `folder` contains no such model or no finite weights."""
         from transformers import AutoModel, AutoProcessor
 
         from mindspeed_mm.models.finite import check_weights
@@ -48,11 +48,11 @@ class Encoder:
 
     @property
     def reads_text(self) -> bool:
-        """Whether texts and images share an embedding space."""
+        """Whether text and images share an embedding space."""
         return hasattr(self._model, "get_text_features")
 
     def images(self, pictures: Sequence[Frame]) -> NDArray[np.float64]:
-        """Unit vectors [N, D]."""
+        """Embed images as unit vectors [N, D]."""
         import torch
 
         found = []
@@ -64,7 +64,7 @@ class Encoder:
         return np.concatenate(found)
 
     def text(self, prompt: str) -> NDArray[np.float64]:
-        """A unit vector [1, D]."""
+        """Embed a prompt as a unit vector [1, D]."""
         import torch
 
         self._report_cut(prompt)
@@ -83,11 +83,11 @@ class Encoder:
     def _of_images(self, values: Any) -> Any:
         if self.reads_text:
             return _pooled(self._model.get_image_features(**values))
-        return self._model(**values).last_hidden_state[:, 0]  # DINO: its class token
+        return self._model(**values).last_hidden_state[:, 0]  # the class token of DINO
 
 
 def encoder_metrics(encoder: Encoder) -> list[Metric]:
-    """Similarity of references and frames, and of prompt and frames if the model reads text."""
+    """Return the metrics that compare frames with references and, if the model reads text, the prompt."""
 
     def of_reference(sample: Sample) -> float | None:
         if not sample.references:

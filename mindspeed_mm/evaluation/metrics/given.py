@@ -1,4 +1,4 @@
-"""Whether the given pixels and frames are kept, and whether a seam to the generated ones shows."""
+"""Measures whether given pixels and frames are kept, and whether a seam to the generated ones is visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.evaluation.spec import metric
 
 @metric("kept_psnr", unit="dB", better="higher", summary="given pixels of frames that are made in part")
 def kept_psnr(sample: Sample) -> float | None:
-    """PSNR against src_video, where the mask is black."""
+    """Return the PSNR against src_video where the mask is black."""
     source, mask = sample.src_video, sample.src_mask
     if source is None or mask is None:
         return None
@@ -23,7 +23,7 @@ def kept_psnr(sample: Sample) -> float | None:
 
 @metric("kept_ssim", better="higher", summary="the same pixels by SSIM, windows without made pixels only")
 def kept_ssim(sample: Sample) -> float | None:
-    """SSIM against src_video; None if no window fits between masked pixels."""
+    """Return the SSIM against src_video, or None if no window fits between masked pixels."""
     source, mask = sample.src_video, sample.src_mask
     if source is None or mask is None:
         return None
@@ -38,7 +38,7 @@ def kept_ssim(sample: Sample) -> float | None:
 
 @metric("given_frame_psnr", unit="dB", better="higher", summary="frames that are given whole")
 def given_frame_psnr(sample: Sample) -> float | None:
-    """PSNR against src_video."""
+    """Return the PSNR against src_video."""
     source = sample.src_video
     if source is None:
         return None
@@ -47,7 +47,7 @@ def given_frame_psnr(sample: Sample) -> float | None:
 
 @metric("seam", unit="levels", better="lower", summary="step at the mask's edge, beyond the steps beside it")
 def seam(sample: Sample) -> float | None:
-    """The mean difference across the edge, minus the mean difference one pixel to either side of it."""
+    """Return the mean difference across the edge, minus that one pixel to either side of it."""
     mask = sample.src_mask
     if mask is None:
         return None
@@ -58,7 +58,7 @@ def seam(sample: Sample) -> float | None:
             (sample.output[n], mask[n]),
             (sample.output[n].swapaxes(0, 1), mask[n].T),
         ):
-            # the edge runs between columns 1 and 2 of four; the outer columns lie on the same sides
+            # The edge runs between columns 1 and 2 of four, so columns 0 and 3 must be on the outer sides.
             ordinary = where[:, :-3] == where[:, 1:-2]
             ordinary &= (where[:, 1:-2] != where[:, 2:-1]) & (where[:, 2:-1] == where[:, 3:])
             if ordinary.any():

@@ -1,4 +1,4 @@
-"""Whether motion follows the control: optical flow in colours, and boxes or outlines of a layout."""
+"""Measures whether motion follows the control: colour-coded flow, or the boxes or outlines of a layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 
 _LAYOUTS = ("layout_bbox", "layout_track")
-_DRAWN = 200  # an outline is darker than this in some channel; the canvas is white
+_DRAWN = 200  # an outline is darker than this in at least one channel; the canvas is white
 
 
 @metric("flow_error", unit="px", better="lower", summary="optical flow against the control's; task flow")
 def flow_error(sample: Sample) -> float | None:
-    """Mean end-point error.
+    """Return the mean end-point error.
 
     Colours do not encode the length of the longest vector, so the best-fitting length is used.
     """
@@ -40,7 +40,7 @@ def flow_error(sample: Sample) -> float | None:
     summary="box of the salient subject against the control's box; tasks layout_bbox, layout_track",
 )
 def layout_iou(sample: Sample) -> float | None:
-    """Mean over frames with a box; a frame without a subject counts 0."""
+    """Return the mean IoU over frames with a box. A frame without a subject counts as 0."""
     control = sample.src_video
     if control is None or sample.task not in _LAYOUTS:
         return None
@@ -54,7 +54,7 @@ def layout_iou(sample: Sample) -> float | None:
 
 
 def box_iou(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> float:
-    """Intersection over union of two boxes left, top, right, bottom."""
+    """Return the intersection over union of two boxes (left, top, right, bottom)."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     both = max(width, 0) * max(height, 0)
@@ -63,8 +63,8 @@ def box_iou(first: tuple[int, int, int, int], second: tuple[int, int, int, int])
 
 
 def decode_flow(frame: Frame) -> Flow:
-    """Decode the colours of `colour_flow` into vectors, in units of its radius: [H, W, 3] → [H, W, 2]."""
-    lack = 1 - frame.astype(np.float32) / 255  # a pure hue has a 0: the maximum is the length
+    """Decode colours of `colour_flow` [H, W, 3] to vectors [H, W, 2], in units of its radius."""
+    lack = 1 - frame.astype(np.float32) / 255  # a pure hue has a channel of 0, so the maximum is the length
     length = lack.max(-1)
     hue = 1 - lack / np.maximum(length, 1e-6)[..., None]
     degrees = opencv().cvtColor(hue.astype(np.float32), opencv().COLOR_RGB2HSV)[..., 0]
@@ -75,7 +75,7 @@ def decode_flow(frame: Frame) -> Flow:
 
 @functools.cache
 def _wheel() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Hue in degrees → direction, as in `colour_flow`: from the first colour at 0 to the last one at 2 pi."""
+    """Return hues in OpenCV's degrees and their directions in `colour_flow`, which go from 0 to 2 pi."""
     colours = (colour_wheel() / 255).astype(np.float32)[None]
     hues = opencv().cvtColor(colours, opencv().COLOR_RGB2HSV)[0, :, 0].astype(np.float64)
     return hues, np.arange(len(hues)) * 2 * np.pi / (len(hues) - 1)

@@ -1,4 +1,4 @@
-"""Whether the references appear in the video, by their colours and outlines in each frame."""
+"""Measures whether the references appear in the video, by colours and outlines in each frame."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mindspeed_mm.conditioning.annotate.shapes import mask_box
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 
-_BINS = 8  # histogram bins of each channel
-_LEAST = 0.01  # share of the reference's pixels that makes a colour part of its palette
-_AREA = 0.02  # share of a frame's pixels in the palette that is enough
-_WHITE = 245  # level from which a pixel belongs to the letterbox
-_SIDE = 64  # side of the pictures whose outlines are compared
+_BINS = 8  # histogram bins per channel
+_LEAST = 0.01  # minimum fraction of the reference's pixels for a colour to be part of its palette
+_AREA = 0.02  # a palette that covers less than this fraction of a frame lowers the score
+_WHITE = 245  # minimum level of a pixel in the white border
+_SIDE = 64  # side of the images whose outlines are compared
 
 
 @metric("reference_colour", better="higher", summary="share of the reference's colours that frames have, too")
 def reference_colour(sample: Sample) -> float | None:
-    """Intersection of the colour histograms inside the reference's palette, by reference and frame."""
+    """Return the mean over references and frames of the intersection of their palette histograms."""
     values = [
         _colour_share(_histogram(picture[subject(picture)]), frame)
         for picture in sample.references
@@ -34,9 +34,9 @@ def reference_colour(sample: Sample) -> float | None:
     summary="outlines of the reference against those of its colours in the frames",
 )
 def reference_shape(sample: Sample) -> float | None:
-    """Cosine of the histograms of oriented gradients.
+    """Return the cosine similarity of the histograms of oriented gradients.
 
-    Mean over references and frames; 0 for a frame without any of its colours.
+    It is a mean over references and frames. A frame with none of the reference's colours counts as 0.
     """
     found = []
     for picture in sample.references:
@@ -50,13 +50,13 @@ def reference_shape(sample: Sample) -> float | None:
 
 
 def subject(picture: Frame) -> NDArray[np.bool_]:
-    """The pixels that are not the white border; all pixels of a picture without one."""
+    """Return the pixels that are not in the white border; all pixels if there is no border."""
     where = np.asarray((picture < _WHITE).any(-1))
     return where if where.any() else np.ones_like(where)
 
 
 def _bins(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The histogram bin of each pixel."""
+    """Return the histogram bin of each pixel."""
     parts = pixels.astype(np.int64) * _BINS // 256
     return np.asarray((parts[..., 0] * _BINS + parts[..., 1]) * _BINS + parts[..., 2])
 
@@ -77,7 +77,7 @@ def _colour_share(expected: NDArray[np.float64], frame: Frame) -> float:
 
 
 def _largest(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part."""
+    """Return the largest connected component."""
     count, labels, facts, _ = opencv().connectedComponentsWithStats(where.astype(np.uint8), connectivity=8)
     if count < 2:
         return where
@@ -85,7 +85,7 @@ def _largest(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _outline(where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """A silhouette, scaled to one square, as a histogram of oriented gradients of length 1."""
+    """Scale a silhouette to a square, and return its histogram of oriented gradients as a unit vector."""
     cv2 = opencv()
     box = mask_box(np.where(where, 255, 0).astype(np.uint8))
     assert box is not None

@@ -1,6 +1,6 @@
-"""Changes between the frames of a video.
+"""Measures changes between the frames of a video.
 
-Flicker, motion, changes that motion does not explain, and jumps between latent frames.
+These are flicker, motion, changes that motion does not explain, and jumps between latent frames.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 from mindspeed_mm.geometry import WAN
 
-_OFF = 1.0  # pixels by which forward and backward flow may disagree
+_OFF = 1.0  # maximum disagreement of forward and backward flow, in pixels
 
 
 @metric(
     "flicker", unit="levels", better="lower", summary="distance of each frame from the mean of its neighbours"
 )
 def flicker(sample: Sample) -> float | None:
-    """Mean over pixels and inner frames; a linear change counts as 0."""
+    """Return the mean over pixels and inner frames. A linear change counts as 0."""
     frames = sample.output
     if len(frames) < 3:
         return None
@@ -39,7 +39,7 @@ def flicker(sample: Sample) -> float | None:
     summary="what is left of the change between frames after motion",
 )
 def warp_error(sample: Sample) -> float | None:
-    """The next frame, warped back along the flow, against this one; only where both flows agree."""
+    """Compare each frame with the next one, warped back along the flow, where both flows agree."""
     errors = [
         error
         for n, (there, back) in enumerate(zip(sample.forward_flow, sample.backward_flow, strict=True))
@@ -50,7 +50,7 @@ def warp_error(sample: Sample) -> float | None:
 
 @metric("motion", unit="px", better="", summary="mean length of the optical flow between two frames")
 def motion(sample: Sample) -> float | None:
-    """Mean over all pixels."""
+    """Return the mean over all pixels."""
     if not sample.forward_flow:
         return None
     return float(np.mean([np.hypot(flow[..., 0], flow[..., 1]).mean() for flow in sample.forward_flow]))
@@ -63,7 +63,7 @@ def motion(sample: Sample) -> float | None:
     summary="change into a new latent frame, as a multiple of other changes",
 )
 def latent_jump(sample: Sample) -> float | None:
-    """Every fourth change, because frames 1 to 4, 5 to 8, … share a latent frame; 1 = no jump."""
+    """Compare every fourth change with the others, because four frames share a latent frame. 1 = no jump."""
     frames = sample.output
     changes = [
         float(np.abs(frames[n].astype(np.int16) - frames[n - 1]).mean()) for n in range(1, len(frames))

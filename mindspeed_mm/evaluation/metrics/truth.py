@@ -1,4 +1,4 @@
-"""Distance of the generated pixels from the true clip, if the data has it."""
+"""Compares the generated pixels with the true clip, if the data has it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.evaluation.spec import metric
 
 @metric("truth_psnr", unit="dB", better="higher", summary="made pixels against the data's own clip")
 def truth_psnr(sample: Sample) -> float | None:
-    """Over the generated region only."""
+    """Return the PSNR over the generated region."""
     truth = sample.truth
     if truth is None:
         return None
@@ -22,7 +22,7 @@ def truth_psnr(sample: Sample) -> float | None:
 
 @metric("truth_ssim", better="higher", summary="the same by SSIM")
 def truth_ssim(sample: Sample) -> float | None:
-    """Over the generated region only."""
+    """Return the SSIM over the generated region."""
     truth = sample.truth
     if truth is None:
         return None

@@ -1,4 +1,4 @@
-"""Check that a model, its FSDP2 YAML and the number of ranks fit together."""
+"""Checks that a model, its FSDP2 YAML and the number of ranks fit together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.registry import resolve
 
 
 def check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
-    """Check the sharding size. Raises ConfigError if it does not divide the number of ranks."""
+    """Raise ConfigError if the sharding size does not divide the number of ranks."""
     if isinstance(fsdp2.sharding_size, int) and ranks % fsdp2.sharding_size:
         raise ConfigError(
             f"{fsdp2.sharding_size} does not divide the {ranks} rank(s)",
@@ -25,14 +25,14 @@ def check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
 
 
 def check_modules(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
-    """Check the YAML's patterns. Raises ConfigError if one matches no module of the model."""
+    """Raise ConfigError if a pattern in the YAML matches no module of the model."""
     spec = MODELS.get(predictor.model_id)
     if spec.modules:
         check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
 
 
 def check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, *, bf16: bool) -> None:
-    """Raise ConfigError if the model JSON, the FSDP2 YAML and --bf16 name different dtypes."""
+    """Raise ConfigError if the model JSON, the FSDP2 YAML and --bf16 set different dtypes."""
     if predictor.dtype != fsdp2.param_dtype:
         raise ConfigError(
             f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}",

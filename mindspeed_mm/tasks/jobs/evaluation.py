@@ -1,4 +1,4 @@
-"""Check that a training job has what its evaluation needs: held-out features, videos, a folder.
+"""Checks that a training job has what its evaluation needs: held-out features, videos, a folder.
 
 Does not import torch.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_evaluation(job: PretrainJob) -> None:
-    """Raise ConfigError if a flag or key of the evaluation would have no effect."""
+    """Raise ConfigError if an evaluation flag or key would have no effect."""
     validation = getattr(job.data.dataset_param, "validation", None)
     prompts = getattr(validation, "prompts", None)
     evaluation, where = job.training.eval, _prompts_key(job)
@@ -73,7 +73,7 @@ def check_prompts(job: PretrainJob) -> None:
 
 
 def _compares(job: PretrainJob) -> list[str]:
-    """The flags and keys of the job that compare held-out losses."""
+    """Return the flags and keys of the job that compare held-out losses."""
     hooks = enumerate(job.model.hooks)
     keys = [f"{job.files.mm_model}:hooks[{i}]" for i, hook in hooks if isinstance(hook, EarlyStopConfig)]
     return ["--save-best", *keys] if job.training.checkpoint.save_best else keys

@@ -22,14 +22,14 @@ from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.tools.config import ToolsConfig
 
 PROG = "get_vace_feature.py"
-OVERRIDDEN = ("model", "data", "tools")  # files, as `--set` names them
+OVERRIDDEN = ("model", "data", "tools")  # names of the files in `--set`
 _MODEL_FILES = (".json", ".model", ".safetensors", ".pth", ".pt")
 _ALONE = "each sample is encoded separately"
 _WAN = "it is the same in every VAE of Wan"
 
 
 class ExtractFiles(Config):
-    """The files of a job."""
+    """The files that a job reads."""
 
     mm_data: str | None = Field(
         default=None, description="data JSON: the clips and how to preprocess them (required)"
@@ -45,7 +45,7 @@ class ExtractFiles(Config):
 
 
 class ExtractConfig(Config):
-    """How the work is done. None of this changes a feature."""
+    """How to run the extraction. These settings do not change the features."""
 
     save_path: str | None = Field(
         default=None, description="folder for the features (default: the one in tools.json)"
@@ -81,7 +81,7 @@ class ExtractConfig(Config):
 
 
 class TrainingFlags(Config):
-    """Flags that published scripts pass along; only their harmless values are taken."""
+    """Flags that published scripts pass. Only values without an effect are accepted."""
 
     tensor_model_parallel_size: Literal[1] = Field(default=1, description="each rank has whole models")
     pipeline_model_parallel_size: Literal[1] = Field(default=1, description="each rank has whole models")
@@ -153,7 +153,7 @@ class ExtractModelConfig(Config):
 
 
 class ExtractJob(Config):
-    """One extraction: its files, what they say, and how it runs."""
+    """A feature extraction: its files, their content, and how it runs."""
 
     files: ExtractFiles
     data: DataConfig
@@ -166,7 +166,7 @@ class ExtractJob(Config):
     def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> ExtractJob:
         """Parse the flags and the files that they name.
 
-        Raises ConfigError that names the file and key of the first problem.
+        Raises ConfigError with the file and key of the first problem.
         """
         given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
         files = parse(ExtractFiles, given[ExtractFiles], prog)
@@ -210,7 +210,7 @@ class ExtractJob(Config):
     def check_outputs(self) -> None:
         """Check on rank 0 that the features can be written.
 
-        Raises ConfigError if the folder cannot be written, and LaunchError if another run writes to it.
+        Raises ConfigError if the folder is not writable, and LaunchError if another run writes to it.
         """
         if rank() == 0:
             by_flag = self.extract.save_path is not None
@@ -221,7 +221,7 @@ class ExtractJob(Config):
 
     @property
     def tokenizer_path(self) -> str | None:
-        """The tokenizer that the data JSON names. None: use the one beside the text encoder."""
+        """The tokenizer that the data JSON names, or None to use the one next to the text encoder."""
         config = getattr(self.data.dataset_param, "tokenizer_config", None)
         return getattr(config, "from_pretrained", None)
 
@@ -233,12 +233,12 @@ class ExtractJob(Config):
 
     @property
     def raw_clips(self) -> VaceDatasetConfig | None:
-        """The config of the built-in dataset, whose list can be checked without torch; otherwise None."""
+        """The config of the built-in dataset, whose list can be checked without torch, or None."""
         param = self.data.dataset_param
         return param if isinstance(param, VaceDatasetConfig) else None
 
     def to_json(self) -> str:
-        """The content of job.json."""
+        """Return the content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
 
@@ -266,7 +266,7 @@ def check_encoders(
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The model files in a weights or tokenizer folder; [] if `folder` is a file."""
+    """Return the model files in a weights or tokenizer folder, or [] if `folder` is a file."""
     if not folder.is_dir():
         return []
     return [file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.exists()]

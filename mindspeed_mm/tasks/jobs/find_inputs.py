@@ -1,4 +1,4 @@
-"""Find the files that an inference JSON names."""
+"""Finds the files that an inference JSON names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindspeed_mm.generation.request import KEYS, Inputs
 
 
 class PathFinder:
-    """Find relative paths: first in the working directory, then in the JSON's folder."""
+    """Finds relative paths, first in the working directory, then in the JSON's folder."""
 
     def __init__(self, where: str, bases: tuple[Path, ...], missing: list[str] | None = None) -> None:
         """If `missing` is a list, paths that do not exist are added to it and returned unchanged."""
@@ -31,7 +31,7 @@ class PathFinder:
         return PathFinder(where, self.bases)
 
     def find(self, key: str, path: str) -> str:
-        """Return the existing path. Raises ConfigError that names the key and the searched folders."""
+        """Return the existing path. Raises ConfigError with the key and the folders searched."""
         for base in self.bases:
             if os.path.lexists(base / path):
                 try:
@@ -52,7 +52,7 @@ class PathFinder:
 def find_weights(
     paths: WeightPaths, finder: PathFinder, *, decoding: bool, transformer_at_hand: bool
 ) -> WeightPaths:
-    """Find the weights that the run needs. Decoding latents needs only the VAE."""
+    """Return the weights that the run needs, with existing paths. Decoding latents needs only the VAE."""
     vae = finder.find("model.vae", paths.vae)
     if decoding:
         return paths.model_copy(update={"vae": vae})

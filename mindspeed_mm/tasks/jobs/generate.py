@@ -41,7 +41,7 @@ _REQUEST_KEYS = tuple(RequestConfig.model_fields)
 
 
 class GenerateJob(Config):
-    """One run: weights, videos, and how memory and devices are used."""
+    """A generation run: its weights, its videos, and how it uses memory and devices."""
 
     model: WeightPaths
     run: RunConfig
@@ -60,8 +60,8 @@ class GenerateJob(Config):
     def from_argv(cls, argv: Sequence[str], prog: str = PROG, *, needs_weights: bool = True) -> GenerateJob:
         """Parse `CONFIG.json [--key value…]`.
 
-        Raises ConfigError that names the key and file of the first problem. Without `needs_weights`,
-        missing weights are listed in `not_found`, as in a dry run.
+        Raises ConfigError with the key and file of the first problem. Without `needs_weights`, missing
+        weights are listed in `not_found`, as in a dry run.
         """
         parser = job_parser(prog)
         namespace = parser.parse_strict([_dashed(word) for word in argv])
@@ -79,7 +79,7 @@ class GenerateJob(Config):
         return job.model_copy(update=switches)
 
     def to_json(self) -> str:
-        """The content of job.json."""
+        """Return the content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
     @classmethod
@@ -93,12 +93,12 @@ class GenerateJob(Config):
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
-        """Read the job of an inference JSON.
+        """Read a job from an inference JSON.
 
-        `flags` replace keys of the JSON and of its tasks; `weights` replace keys of its `model`.
+        `flags` override keys of the JSON and of its tasks. `weights` override keys of its `model`.
 
-        `transformer_at_hand`: the caller provides the transformer, so the JSON's transformer need not
-        exist. Without `needs_weights`, missing weights are listed in `not_found`.
+        With `transformer_at_hand`, the caller provides the transformer, so that of the JSON need not exist.
+        Without `needs_weights`, missing weights are listed in `not_found`.
         """
         values = read_json(path)
         if not isinstance(values, dict):
@@ -129,7 +129,7 @@ class GenerateJob(Config):
     ) -> GenerateJob:
         """Build the job from the content of an inference JSON.
 
-        Errors name `path`. Relative paths may start in the folder of `path`.
+        Errors name `path`. Paths may be relative to the folder of `path`.
         """
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
@@ -146,7 +146,7 @@ class GenerateJob(Config):
         Raises ConfigError if they cannot, and LaunchError if another run writes to the folder.
 
         Every rank checks the names, so that all ranks stop together. Only rank 0 checks the disk and the
-        lock. A plain --dry-run does not check whether the folder can be created, because the run may use
+        lock. A plain --dry-run does not check whether the folder can be created, because the run may be on
         another machine.
         """
         is_here = rank() == 0 and (self.check_inputs or not self.dry_run)
@@ -164,7 +164,7 @@ class GenerateJob(Config):
 
 
 def _dashed(word: str) -> str:
-    """Change a flag in the spelling of the JSON, such as `--num_frames`, to `--num-frames`."""
+    """Convert a flag as the JSON spells it, such as `--num_frames`, to `--num-frames`."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
@@ -196,7 +196,7 @@ def job_parser(prog: str = PROG, *, config: str = "config") -> FlagParser:
 
 
 def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
-    """Replace values of the JSON, and of its tasks, with the flags."""
+    """Return the values of the JSON and its tasks, overridden by the flags."""
     merged = {**values, **flags}
     if "prompts_file" in flags:
         merged.pop("tasks", None)
@@ -297,7 +297,7 @@ def _video(
             fix="leave on out",
         )
     if config.task is not None and not decoding:
-        from mindspeed_mm.generation.tasks import request_task  # imports numpy and Pillow
+        from mindspeed_mm.generation.tasks import request_task  # lazy: imports numpy and Pillow
 
         task, inputs = request_task(config.task, inputs, f"{finder.where}:task")
     name = config.name or f"video{index + 1}"

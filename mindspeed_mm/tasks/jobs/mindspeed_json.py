@@ -1,4 +1,4 @@
-"""Read the inference JSONs of MindSpeed-MM, which have no prompt."""
+"""Reads the inference JSONs of MindSpeed-MM, which have no prompt."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from mindspeed_mm.generation.config import (
     MINDSPEED_PROMPT,
 )
 
+# All keys of MindSpeed-MM's inference JSONs.
 _MINDSPEED_KEYS = {
     "model",
     "video_path",
     "image_path",
     "output_path",
-}  # all keys of its inference JSONs
+}
 
 
 def as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> dict[str, Any]:
     """Add MindSpeed-MM's videos, for preset mindspeed and for an inference JSON of MindSpeed-MM.
 
-    The videos use the control video, the reference image, or both, as far as these are given.
+    The videos use the control video, the reference image, or both, if these are given.
 
-    `keys`: the keys of the file, without the flags.
+    `keys` are the keys of the file, without the flags.
     """
     is_theirs = {"model", "output_path"} < keys <= _MINDSPEED_KEYS
     by_keys = is_theirs and not {"prompt", "prompts_file", "preset", "from_latents"} & values.keys()

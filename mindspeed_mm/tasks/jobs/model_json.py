@@ -21,7 +21,7 @@ _FEATURES = "dataset_type of the data JSON decides whether training reads featur
 
 
 class ModelConfig(Config):
-    """The whole model JSON. The model_id determines the schema of `predictor`."""
+    """The whole model JSON. Its model_id determines the schema of `predictor`."""
 
     task: Literal["vace"] = "vace"
     diffusion: ScheduleConfig = ScheduleConfig()
@@ -53,7 +53,7 @@ class ModelConfig(Config):
 
 
 class RawModelConfig(ModelConfig):
-    """A model JSON for training on raw clips: it names the VAE and the text encoder, too."""
+    """A model JSON for training on raw clips, which also names the VAE and the text encoder."""
 
     ae: AeConfig
     text_encoder: TextEncoderConfig
@@ -62,7 +62,7 @@ class RawModelConfig(ModelConfig):
 def parse_model(
     values: Any, where: str, notes: list[str] | None, base: type[ModelConfig] = ModelConfig
 ) -> ModelConfig:
-    """Parse the values of the model JSON `where`. Raises ConfigError with the address of the wrong value."""
+    """Parse the values of the model JSON `where`. Raises ConfigError with the location of a bad value."""
     predictor = values.get("predictor") if isinstance(values, Mapping) else None
     model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
     try:
@@ -77,7 +77,7 @@ def parse_model(
 
 
 def model_schema(data: DataConfig, model: Any, *, mm_data: str, mm_model: str) -> type[ModelConfig]:
-    """The schema of the model JSON for this dataset.
+    """Return the schema of the model JSON for this dataset.
 
     Raises ConfigError for raw clips without a VAE or a text encoder.
     """

@@ -1,4 +1,4 @@
-"""Describe a training job for the planner: the run, its largest sample and the devices.
+"""Describes a training job for the planner: the run, its largest sample and the devices.
 
 Does not import torch.
 """
@@ -37,7 +37,7 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 
 class DeviceFlags(Config):
-    """The kind of device that a run is planned for."""
+    """The kind of device to plan a run for."""
 
     device: str = Field(
         default="H100",
@@ -51,7 +51,7 @@ class DeviceFlags(Config):
 
 
 class PlanFlags(DeviceFlags):
-    """What a job is planned for."""
+    """What to plan a training job for."""
 
     devices: int = Field(default=8, gt=0, le=65536, description="how many of them")
     frames: int | None = Field(
@@ -77,8 +77,8 @@ class Clip(NamedTuple):
 
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     origin: str
-    rows: int = 0  # rows of the data that have a shape
-    refs: int = 0  # reference frames in the grid
+    rows: int = 0  # number of data rows with a shape
+    refs: int = 0  # number of reference frames in the grid
 
     @property
     def size(self) -> str:
@@ -95,7 +95,7 @@ _ALL: Sequence[tuple[type[Config], str]] = (*SCHEMAS, (PlanFlags, "plan"))
 
 
 def plan_parser(prog: str = PROG) -> FlagParser:
-    """Build the parser: the flags of training and of the planner."""
+    """Build the parser with the flags of training and of the planner."""
     parser = build_parser(prog, "Memory and time of a training run before its launch.", _ALL)
     group = parser.add_argument_group("plan, as data")
     group.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -112,7 +112,7 @@ def read_job(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainJob, PlanFl
     flags = parse(PlanFlags, given[PlanFlags], prog)
     training = list(_training_words(argv))
     named = {word.partition("=")[0] for word in training}
-    if "--lr" not in named:  # neither the rate nor the iterations affect memory
+    if "--lr" not in named:  # training requires these flags, but they do not affect memory
         training += ["--lr", "1e-5"]
     if not {"--train-iters", "--train-samples"} & named:
         training += ["--train-iters", "1"]
@@ -136,7 +136,7 @@ def _training_words(words: Sequence[str]) -> Iterator[str]:
 
 
 def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False) -> TrainingRun:
-    """The settings of a job that determine its memory.
+    """Return the settings of a job that determine its memory.
 
     Raises ConfigError for a model whose sizes the planner does not know.
     """
@@ -184,9 +184,9 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
 
 
 def layers_of_stages(job: PretrainJob) -> tuple[int, ...]:
-    """The number of trunk blocks of each stage: as in the model JSON, or else split evenly.
+    """Return the number of trunk blocks of each stage, from the model JSON or else split evenly.
 
-    Unlike training, it does not open weights that are already split into stages.
+    Unlike training, this does not open weights that are already split into stages.
     """
     count = job.parallel.num_stages
     if count == 1:
@@ -198,7 +198,7 @@ def layers_of_stages(job: PretrainJob) -> tuple[int, ...]:
 
 
 def lora_layers(job: PretrainJob) -> dict[str, int]:
-    """Map each linear layer that gets a LoRA to the rank of the LoRA."""
+    """Map each linear layer with a LoRA to the rank of the LoRA."""
     spec = MODELS.get(job.predictor.model_id)
     found: dict[str, int] = {}
     shapes = layout(job.predictor.model)
@@ -219,7 +219,7 @@ def lora_layers(job: PretrainJob) -> dict[str, int]:
 
 
 def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
-    """The linear layers that a job keeps in 8 bits, in the form of `TrainingRun.quantized`."""
+    """Return the linear layers that a job keeps in 8 bits, as in `TrainingRun.quantized`."""
     configs = [config for config in job.model.transforms if isinstance(config, QuantizeConfig)]
     if not configs:
         return None
@@ -235,8 +235,8 @@ def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
 def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
     """Find the largest sample.
 
-    Its size comes from the flags, or else from the rows of data.jsonl that have a shape. The default is
-    81 frames of 480x832.
+    Its size comes from the flags, or else from the data.jsonl rows with a shape. The default is 81 frames of
+    480x832.
     """
     if not (flags.frames or flags.height or flags.width):
         source: Any = getattr(job.data.dataset_param, "basic_parameters", None)

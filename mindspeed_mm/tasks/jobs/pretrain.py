@@ -54,11 +54,11 @@ from mindspeed_mm.training.config import (
 )
 
 PROG = "pretrain_vace.py"
-OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # files, as `--set` names them
+OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # names of the files in `--set`
 
 
 class FileConfig(Config):
-    """The files of a job, and what to do with it."""
+    """The files that a job reads, and what to do with the job."""
 
     mm_model: str | None = Field(default=None, description="model JSON (required)")
     mm_data: str | None = Field(default=None, description="data JSON (required)")
@@ -89,7 +89,7 @@ SCHEMAS: Sequence[tuple[type[Config], str]] = (
 
 
 class PretrainJob(Config):
-    """Everything that decides what a run does. Saved as job.json beside each checkpoint."""
+    """Everything that determines what a run does. Saved as job.json with each checkpoint."""
 
     model: SerializeAsAny[ModelConfig]
     data: SerializeAsAny[DataConfig]
@@ -105,7 +105,7 @@ class PretrainJob(Config):
     def from_argv(cls, argv: Sequence[str], ranks: int | None = None, prog: str = PROG) -> PretrainJob:
         """Parse the flags and the files that they name into a job.
 
-        `ranks`: the number of processes (default: torchrun's). Raises ConfigError.
+        `ranks` is the number of processes; by default, that of torchrun. Raises ConfigError.
         """
         given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
         part = {schema: parse(schema, values, prog) for schema, values in given.items()}
@@ -149,7 +149,7 @@ class PretrainJob(Config):
 
     @classmethod
     def from_file(cls, path: str | Path) -> PretrainJob:
-        """Read a job.json back. Raises ConfigError."""
+        """Read a job from its job.json. Raises ConfigError."""
         values = read_json(path)
         model_values = values.get("model")
         is_raw = isinstance(model_values, Mapping) and model_values.get("ae") is not None
@@ -166,7 +166,7 @@ class PretrainJob(Config):
         is_hybrid = self.parallel.context_parallel_algo == "hybrid_cp_algo"
         flag = "--ulysses-degree-in-cp" if is_hybrid else "--context-parallel-size"
         check_context_parallel(self.predictor.num_heads, self.parallel.ulysses_size, flag)
-        dp_size = self.dp_size  # first raises if the ranks cannot be divided
+        dp_size = self.dp_size  # raises before the checks below if the ranks cannot be divided
         check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
         check_modules(self.predictor, self.fsdp2)
         spec = MODELS.get(self.predictor.model_id)
@@ -222,12 +222,10 @@ class PretrainJob(Config):
                     where=f"{self.files.mm_model}:predictor.{key}",
                     fix="set it to an existing folder or file of weights (mm-convert writes one)",
                 )
-            find_files(
-                Path(weights)
-            )  # a folder with no model, or with two, fails here, before any rank starts
+            find_files(Path(weights))  # raises before any rank starts if a folder has no model or several
 
     def _check_raw_inputs(self, clips: VaceDatasetConfig) -> None:
-        """Check the recipe, VAE, text encoder, tokenizer and rows. Raises if one is missing or invalid."""
+        """Check the recipe, VAE, text encoder, tokenizer and rows. Raises MindSpeedMMError."""
         model = cast(RawModelConfig, self.model)
         check_encoders(
             model.ae,
@@ -237,19 +235,17 @@ class PretrainJob(Config):
             mm_data=str(self.files.mm_data),
         )
         if clips.synthesis is not None:
-            from mindspeed_mm.conditioning.recipe import (
-                read_recipe,
-            )  # imports OpenCV
+            from mindspeed_mm.conditioning.recipe import read_recipe  # lazy: imports OpenCV
 
             read_recipe(clips.synthesis)
         read_manifest(clips.basic_parameters.data_path, clips.basic_parameters.data_folder)
 
     def check_outputs(self) -> None:
-        """Check on rank 0 that the folders of the flags and keys can be written.
+        """Check on rank 0 that the output folders can be written.
 
-        Raises ConfigError if a folder cannot be written, LaunchError if another run writes to --save, and
+        Raises ConfigError if a folder is not writable, LaunchError if another run writes to --save, and
         WeightsError if --save has checkpoints of another run that this run does not load. A plain --dry-run
-        does not check whether the folders can be created, because the run may use another machine.
+        does not check whether the folders can be created, because the run may be on another machine.
         """
         check_evaluation_folder(self)
         if rank() != 0:
@@ -279,31 +275,31 @@ class PretrainJob(Config):
 
     @property
     def predictor(self) -> PredictorConfig:
-        """The model's sizes, its weights, and the part that trains."""
+        """The model's sizes, its weights, and the part that is trained."""
         return cast(PredictorConfig, self.model.predictor)
 
     @property
     def raw_clips(self) -> VaceDatasetConfig | None:
-        """The config of a dataset of raw clips, which are encoded during training; otherwise None."""
+        """The config of a dataset of raw clips, which are encoded during training, or None."""
         param = self.data.dataset_param
         return param if isinstance(param, VaceDatasetConfig) else None
 
     @property
     def dp_size(self) -> int:
-        """The number of data-parallel groups, which read different samples."""
+        """The number of data-parallel groups. Each reads different samples."""
         return data_parallel_size(self.parallel, self.world_size)
 
     @property
     def micro_batches(self) -> int:
-        """The number of micro-batches that each rank accumulates in an iteration.
+        """The number of micro-batches that each rank accumulates per iteration.
 
-        1 if there is no global batch size.
+        It is 1 if there is no global batch size.
         """
         unit = self.training.batch.micro_batch_size * self.dp_size
         return (self.training.batch.global_batch_size or unit) // unit
 
     def to_json(self) -> str:
-        """The content of job.json."""
+        """Return the content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
 

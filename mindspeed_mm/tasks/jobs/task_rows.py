@@ -1,4 +1,4 @@
-"""List the videos of an inference JSON: a single video, its tasks, or a file of prompts."""
+"""Lists the videos of an inference JSON: a single video, its tasks, or a file of prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.text_encoding import split_lines
 def task_rows(
     config: InferenceConfig, values: dict[str, Any], finder: PathFinder, where: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the keys of each video, and the address of each video in errors."""
+    """Return the keys of each video, and where errors locate each video."""
     if config.prompts_file is not None:
         if config.tasks is not None:
             raise ConfigError("tasks and prompts_file are both given", where=where, fix="keep one of them")
@@ -51,9 +51,9 @@ def _task_line(text: str, name: str, number: int) -> dict[str, Any]:
 
 
 def inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
-    """Merge a task's keys over the top-level keys.
+    """Return the top-level keys overridden by the keys of a task.
 
-    `image_path` and `image_paths` set the same input, so either key of the task replaces both.
+    `image_path` and `image_paths` set the same input, so either key in the task replaces both.
     """
     taken = dict(top)
     if {"image_path", "image_paths"} & task.keys():

@@ -1,4 +1,4 @@
-"""The `transforms` of a training job: their short flags, and the checks before torch is imported."""
+"""The `transforms` of a training job: their short flags, and checks that do not need torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mindspeed_mm.registry import resolve
 
 
 class LoraFlags(Config):
-    """Short flags for one LoRA and 8-bit weights: they replace keys of the model JSON's, or add them."""
+    """Short flags for one LoRA and 8-bit weights. They replace or add keys in the model JSON's transforms."""
 
     lora_rank: int | None = Field(default=None, gt=0, le=4096, description="train only a LoRA of this rank")
     lora_alpha: float | None = Field(
@@ -93,7 +93,7 @@ def _is_type(item: object, name: str) -> bool:
 def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Config, ...]:
     """Fill in the `expert` of the transforms.
 
-    From a file with the LoRAs of both experts, the run then reads the one for the expert in training.
+    If a file contains the LoRAs of both experts, the run then reads that of the expert in training.
     """
     return tuple(
         config.model_copy(update={"expert": role})
@@ -106,7 +106,7 @@ def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Confi
 def check_transforms(
     transforms: Sequence[Config], predictor: PredictorConfig, spec: ModelSpec, model_json: str
 ) -> None:
-    """Check that the LoRAs share no layer, and that there are weights to change.
+    """Check that no two LoRAs share a layer, and that there are weights to change.
 
     Does not import torch. Raises ConfigError.
     """
@@ -151,10 +151,11 @@ def _check_quantize(
     model_json: str,
     where: str,
 ) -> None:
-    """Check that a single source has the weights that are kept in 8 bits.
+    """Check that a single source has all weights that are kept in 8 bits.
 
-    Checkpoints never include 8-bit weights; they refer to that source instead. Raises ConfigError.
+    Checkpoints never include 8-bit weights, but refer to that source. Raises ConfigError.
     """
+
     if predictor.from_pretrained is None:
         raise ConfigError(
             "quantize has no weights to round", where=where, fix="set predictor.from_pretrained"

@@ -17,6 +17,7 @@ from torch import Tensor
 from checkpoint.config import ConvertConfig
 from checkpoint.target import Target, by_alignment
 from checkpoint.write import AnyConfig, Written, read_back, write_and_replace
+from mindspeed_mm.accelerator import DTYPES
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import log_table
 from mindspeed_mm.models.containers.tensors import TensorFile
@@ -25,7 +26,6 @@ from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.weights import open_part, open_weights
 from mindspeed_mm.progress import size_text
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 METHOD_OF = {
     "official": "hf_to_mm",
     "diffusers": "hf_diffusers_to_mm",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from checkpoint.config import ExtractLoraConfig
-from checkpoint.convert import DTYPES
 from checkpoint.lora import write_adapter
+from mindspeed_mm.accelerator import DTYPES
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import format_json, write_text
 from mindspeed_mm.log import get_logger

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoint.config import ExtractLoraConfig, LoraToConfig, MergeLoraConfig
-from checkpoint.convert import DTYPES, cast, convert, log_conversion, write_module
+from checkpoint.convert import cast, convert, log_conversion, write_module
 from checkpoint.target import Target, by_alignment, hf_target, json_text, mm_target
 from checkpoint.write import Written, check_same, write_and_replace
+from mindspeed_mm.accelerator import DTYPES
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger

@@ -18,6 +18,7 @@ from mindspeed_mm.log import get_logger, local_rank
 
 logger = get_logger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the dtypes that flags and JSON files name
 
 
 @dataclass(frozen=True)

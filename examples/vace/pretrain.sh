@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the training scripts share: the recipe, and the flags that it becomes. A script names its model first; then it calls
-# `train`, which starts torchrun (common.sh). Sourced, never run by itself.
+# `train`, which starts one process per device (common.sh). Sourced, never run by itself.
 # Every setting can be given by environment; a script may also add flags of its own: GPT_ARGS+=(--lr-warmup-iters 100).
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -106,7 +106,7 @@ class RowReader:
         found = self.values.get("cap")
         captions = [found] if isinstance(found, str) else found
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            self._bad("cap", f"found {found!r:.60}, wanted a string or a list of strings")
+            self._bad("cap", f"expected a string or a list of strings, got {found!r:.60}")
             return ()
         broken = [caption for caption in captions if _SURROGATE.search(caption)]
         if broken:
@@ -126,7 +126,7 @@ class RowReader:
         if found in (None, "") and not required:
             return None
         if not isinstance(found, str) or not found:
-            self._bad(key, "missing" if found in (None, "") else f"found {found!r:.60}, wanted a path")
+            self._bad(key, "missing" if found in (None, "") else f"expected a path, got {found!r:.60}")
             return None
         return self._inside(key, found)
 
@@ -136,10 +136,10 @@ class RowReader:
             return ()
         listed = [found] if isinstance(found, str) else found
         if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-            self._bad("src_ref_images", f"found {found!r:.60}, wanted a list of paths")
+            self._bad("src_ref_images", f"expected a list of paths, got {found!r:.60}")
             return ()
         if len(listed) > MAX_REFERENCES:
-            self._bad("src_ref_images", f"found {len(listed)} images, expected at most {MAX_REFERENCES}")
+            self._bad("src_ref_images", f"expected at most {MAX_REFERENCES} images, got {len(listed)}")
             return ()
         paths = [self._inside(f"src_ref_images[{i}]", item) for i, item in enumerate(listed)]
         return tuple(path for path in paths if path is not None)

@@ -19,12 +19,11 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from mindspeed_mm.accelerator import DTYPES
 from mindspeed_mm.distributed.config import Fsdp2Config, check_reshard
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def shard_model(

@@ -74,7 +74,7 @@ class WeightPaths(Config):
             raise ValueError("has an empty entry")
         first, *rest = (entry if isinstance(entry, str) else entry[0] for entry in value)
         if "low_noise" in first and any("high_noise" in entry for entry in rest):
-            raise ValueError("names the low-noise expert first; wanted [high, low]")
+            raise ValueError("names the low-noise expert first; expected [high, low]")
         return value
 
     @property

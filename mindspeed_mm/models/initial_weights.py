@@ -46,7 +46,7 @@ def open_initial_weights(predictor: Named) -> InitialWeights:
         return start
     if predictor.from_pretrained is None:
         return InitialWeights(None, None)
-    source = open_named(predictor.from_pretrained, resolve(spec.key_maps))
+    source = open_named(predictor.from_pretrained, spec.all_key_maps())
     return InitialWeights(source, source)
 
 

@@ -42,7 +42,7 @@ def open_vace(path: PathLike | Sequence[PathLike]) -> OpenedModel:
 def build_on_meta(config: VaceConfig, spec: ModelSpec = VACE) -> VaceTransformer:
     """Build the model on the meta device, without memory for its weights."""
     with torch.device("meta"):
-        model: VaceTransformer = resolve(spec.build)(config)
+        model: VaceTransformer = spec.build_module(config)
     return model
 
 

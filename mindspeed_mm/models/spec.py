@@ -5,12 +5,15 @@ Code is given as "module:name" strings, and imported on first use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, PredictorConfig
-from mindspeed_mm.registry import Registry
+from mindspeed_mm.registry import Registry, resolve
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,29 @@ class ModelSpec:
     cost: str = ""
     # "module:callable", open(path or list of parts) → models.source.OpenedModel; "" = cannot generate
     open: str = ""
+
+    def build_module(self, sizes: Any) -> Any:
+        """Build the module with these sizes on the current default device."""
+        return resolve(self.build)(sizes)
+
+    def all_key_maps(self) -> Mapping[str, KeyMap]:
+        """Return dialect → KeyMap."""
+        found: Mapping[str, KeyMap] = resolve(self.key_maps)
+        return found
+
+    def key_map(self, dialect: str) -> KeyMap:
+        """Return the table between the official names and those of `dialect`."""
+        return self.all_key_maps()[dialect]
+
+    def module_names(self, sizes: Any) -> list[str]:
+        """Return all module names of a model with these sizes, without torch. Requires `modules`."""
+        names: list[str] = resolve(self.modules)(sizes)
+        return names
+
+    def linear_shapes(self, sizes: Any) -> Mapping[str, tuple[int, ...]]:
+        """Return name → (out, in) of the linear layers, without torch. Requires `linears`."""
+        shapes: Mapping[str, tuple[int, ...]] = resolve(self.linears)(sizes)
+        return shapes
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")

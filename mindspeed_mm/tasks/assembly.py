@@ -115,7 +115,7 @@ def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[in
 
 def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
     """Build the job's Checkpointer. Checkpoints refer to `rest` for the frozen weights."""
-    key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
+    key_map = MODELS.get(job.predictor.model_id).key_map("mm")
     base = None
     if rest is not None:
         loras = write_fused(open_fused(job.model.transforms, rest.shapes))

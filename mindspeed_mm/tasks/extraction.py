@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed
 from mindspeed_mm.conditioning.reading import FeatureKeys
 from mindspeed_mm.conditioning.recipe import read_recipe
@@ -47,7 +47,6 @@ from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 logger = get_logger(__name__)
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

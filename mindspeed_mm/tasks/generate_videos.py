@@ -11,10 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.generation.conditions import read_conditions
@@ -41,7 +40,6 @@ from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
 _TIMEOUT = timedelta(hours=2)  # long, because the other processes wait while the main process decodes
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:

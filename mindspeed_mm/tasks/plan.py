@@ -242,7 +242,7 @@ def _scaling(plan: Plan) -> str:
 
 def draw(plan: Plan, job: PretrainJob, path: Path) -> None:
     """Plot the memory on 1 to 1024 devices. Raises ConfigError."""
-    from mindspeed_mm.tools.plan_picture import draw_plan
+    from mindspeed_mm.planning.picture import draw_plan
 
     title = f"{plan.device.name}: {describe_model(job.model.predictor, job.model.transforms)}"
     try:

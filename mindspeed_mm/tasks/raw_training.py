@@ -11,7 +11,7 @@ from typing import cast
 
 import torch.distributed as dist
 
-from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
 from mindspeed_mm.conditioning.recipe import read_recipe
 from mindspeed_mm.conditioning.streams import StreamEncoder
@@ -29,7 +29,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.tasks.extraction import DTYPES, LazyTextEncoder, LazyVae
+from mindspeed_mm.tasks.extraction import LazyTextEncoder, LazyVae
 from mindspeed_mm.tasks.jobs.model_json import RawModelConfig
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.training.raw_clips import RawBatches, Stream

@@ -22,7 +22,6 @@ from mindspeed_mm.models.wan.flops import peak_tflops
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.training_data import check_features, open_dataset
-from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.checkpoint_folder import Best, read_best
 from mindspeed_mm.training.hooks.base import Hook
 from mindspeed_mm.training.hooks.best_checkpoint import BestCheckpoint
@@ -34,6 +33,7 @@ from mindspeed_mm.training.hooks.metric_writers import MetricWriters, Writer, op
 from mindspeed_mm.training.hooks.observer import Observer
 from mindspeed_mm.training.hooks.samples import Samples
 from mindspeed_mm.training.hooks.spikes import Spikes
+from mindspeed_mm.training.profiler import build_observer
 from mindspeed_mm.training.validation import held_out_loss
 
 

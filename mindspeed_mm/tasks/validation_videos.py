@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import nn
 
-from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.pipeline import Pipeline, whole_model
 from mindspeed_mm.errors import ConfigError, NonFiniteError
@@ -27,7 +27,7 @@ from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.spec import generating_spec
 from mindspeed_mm.models.wan.vace import VaceTransformer
-from mindspeed_mm.tasks.generate_videos import DTYPES, check_inputs, open_models, run_settings
+from mindspeed_mm.tasks.generate_videos import check_inputs, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)

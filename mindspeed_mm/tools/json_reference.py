@@ -32,8 +32,8 @@ from mindspeed_mm.models.transforms.config import FuseLoraConfig, LoraConfig, Qu
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractModelConfig
 from mindspeed_mm.tasks.jobs.model_json import ModelConfig
-from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.hooks.config import EarlyStopConfig
+from mindspeed_mm.training.tools_config import ToolsConfig
 
 HEAD = """# Keys of the JSON and YAML files
 

@@ -22,6 +22,7 @@ from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json
+from mindspeed_mm.generation.writer import picture_frames
 from mindspeed_mm.geometry import WAN
 
 
@@ -95,13 +96,14 @@ def feature_sheet(
     refs, context = record.num_refs, record.vace_context.float()
     latents = record.latents.float()
     cells = latents.shape[1] - refs
-    decoded = cells if vae is None or decode_frames is None else min(cells, (decode_frames + 3) // 4)
+    decoded = cells if vae is None or decode_frames is None else min(cells, WAN.latent_frames(decode_frames))
     shown = spread(decoded, SHOWN)
-    clips = [clip[:, refs : refs + decoded] for clip in (latents, context[:16], context[16:32])]
+    inactive, reactive = context[: WAN.channels], context[WAN.channels : 2 * WAN.channels]
+    clips = [clip[:, refs : refs + decoded] for clip in (latents, inactive, reactive)]
     references = [latents[:, place : place + 1] for place in range(refs)]
     draw = _painted(latents, shown) if vae is None else _decoded(vae, shown)
     how = "colours stand for latents" if vae is None else _decoded_note(decoded, cells)
-    masked = mask_frames(4 * cells - 3)
+    masked = mask_frames(WAN.video_frames(cells))
     notes = ("what the model learns to make", _INACTIVE, _REACTIVE)
     names = ("latents", "inactive", "reactive")
     strips = [
@@ -243,7 +245,8 @@ class Palette:
         """Latents [16, F, h, w] → one picture [8h, 8w] for each latent frame in `shown`."""
         flat = rearrange(latents[:, list(shown)], "c f h w -> f h w c").double() - self._mean
         colours = ((flat @ self._directions / self._scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
+        _, rows, columns = WAN.stride
+        return list(colours.repeat_interleave(rows, 1).repeat_interleave(columns, 2).numpy())
 
 
 # draws clips [16, F, h, w] of one size; returns the pictures of each clip
@@ -257,7 +260,7 @@ def _painted(latents: Tensor, shown: Sequence[int]) -> DrawClips:
 
 def _middle(latent: int) -> int:
     """The frame that represents a latent frame: the first one holds frame 0, each later one four frames."""
-    return max(0, 4 * latent - 1)
+    return max(0, WAN.stride[0] * latent - 1)
 
 
 def _decoded(vae: Decoder, shown: Sequence[int]) -> DrawClips:
@@ -266,7 +269,7 @@ def _decoded(vae: Decoder, shown: Sequence[int]) -> DrawClips:
     def draw(clips: Sequence[Tensor]) -> list[list[Picture]]:
         source = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
         unique = sorted(set(source))  # decode equal clips once: without a mask, reactive equals src_video
-        pixels = 64 * clips[0].shape[-2] * clips[0].shape[-1]
+        pixels = WAN.mask_channels * clips[0].shape[-2] * clips[0].shape[-1]
         at_once = len(unique) if pixels <= _SMALL else 1
         pictures: dict[int, list[Picture]] = {}
         for start in range(0, len(unique), at_once):
@@ -283,15 +286,14 @@ def _decoded(vae: Decoder, shown: Sequence[int]) -> DrawClips:
 
 
 def _decoded_note(decoded: int, cells: int) -> str:
-    return (
-        "decoded" if decoded == cells else f"the first {4 * decoded - 3} of {4 * cells - 3} frames, decoded"
-    )
+    if decoded == cells:
+        return "decoded"
+    return f"the first {WAN.video_frames(decoded)} of {WAN.video_frames(cells)} frames, decoded"
 
 
 def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
     """[3, T, H, W] in [-1, 1] → pictures of the frames in `shown`."""
-    pixels = ((clip[:, list(shown)] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return list(rearrange(pixels, "c t h w -> t h w c").numpy())
+    return list(picture_frames(clip[:, list(shown)]))
 
 
 def _masks(mask: Tensor, shown: Sequence[int]) -> list[Picture]:

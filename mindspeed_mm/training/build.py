@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
-from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
+from mindspeed_mm.distributed.fsdp import shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match, recompute_plan
@@ -74,7 +74,7 @@ def build_model(
     check_dtypes(predictor, fsdp)
     spec = MODELS.get(predictor.model_id)
     with torch.device("meta"):
-        model: nn.Module = resolve(spec.build)(predictor.model)
+        model: nn.Module = spec.build_module(predictor.model)
     model.residual_dtype = DTYPES[predictor.residual_dtype]  # type: ignore[assignment]
     plan = plan_transforms(spec, predictor.trainable, DTYPES[predictor.dtype], transforms)
     for transform in plan:

@@ -5,12 +5,12 @@ A test runs a function on the first n of them.
 
 import contextlib
 import os
-import socket
 import traceback
 
 import pytest
 
 from tests.support.ranks import warm_processes
+from tests.support.runs import free_port
 
 
 class World:
@@ -30,9 +30,7 @@ class World:
 
     def run(self, size, job, *args, **settings):
         """`job(*args, **settings)` inside `launch` on `size` ranks → their answers, by rank."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
         answers = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.jobs import Setup, train
+from tests.support.runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -28,11 +28,8 @@ def test_two_nodes_train_together(world, tmp_path):
     wanted, _ = world.run(1, train, Setup(), 2, 2)[0]
     script, out = tmp_path / "node.py", tmp_path / "losses.json"
     script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     nodes = [
         subprocess.Popen(

@@ -130,7 +130,6 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/pretrain": ["train"],
         "mindspeed_mm/tasks/training_": ["train"],
         "mindspeed_mm/tasks/raw_training": ["train"],
-        "mindspeed_mm/tools/config": ["train"],
         "mindspeed_mm/tasks/jobs/extract": ["extract"],
         "mindspeed_mm/tasks/extract": ["extract"],
         "mindspeed_mm/tasks/jobs/check_parallel": ["train"],

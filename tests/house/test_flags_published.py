@@ -14,7 +14,7 @@ import yaml
 
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
-from mindspeed_mm.tools.config import ToolsConfig
+from mindspeed_mm.training.tools_config import ToolsConfig
 
 SHARED = {
     "patch_size": [1, 2, 2],

@@ -205,6 +205,37 @@ def test_every_imported_name_exists() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def package(module: str) -> str:
+    """`training` of mindspeed_mm.training.step; modules at the top are no package."""
+    first, *rest = module.split(".")
+    if first == "megatron":
+        return "megatron.mm"
+    return first if first != "mindspeed_mm" else rest[0] if len(rest) > 1 else ""
+
+
+def test_no_two_packages_import_each_other() -> None:
+    """Schemas (`*config.py`) do not count: they import nothing but schemas."""
+    found: dict[tuple[str, str], str] = {}
+    for path in our_files():
+        if path == PUBLIC:
+            continue
+        importer = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(tree_of(path)):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if floor(name) in (None, 1) or name.startswith("megatron.core"):
+                    continue
+                ends = package(importer), package(name)
+                if all(ends) and ends[0] != ends[1]:
+                    found.setdefault(ends, f"{importer}:{node.lineno} imports {name}")
+    assert not [
+        f"{line}; {found[end, start]}"
+        for (start, end), line in found.items()
+        if start < end and (end, start) in found
+    ]
+
+
 def test_every_folder_has_a_floor() -> None:
     rooms = {
         path.relative_to(ROOT / "mindspeed_mm").parts[0]

@@ -10,7 +10,6 @@ from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.registry import resolve
 
 
 def check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
@@ -28,7 +27,7 @@ def check_modules(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
     """Raise ConfigError if a pattern in the YAML matches no module of the model."""
     spec = MODELS.get(predictor.model_id)
     if spec.modules:
-        check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
+        check_patterns(fsdp2, spec.units, spec.module_names(predictor.model))
 
 
 def check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, *, bf16: bool) -> None:

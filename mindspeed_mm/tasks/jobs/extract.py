@@ -19,7 +19,7 @@ from mindspeed_mm.files import format_json, read_json, regular_file
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_folder
-from mindspeed_mm.tools.config import ToolsConfig
+from mindspeed_mm.training.tools_config import ToolsConfig
 
 PROG = "get_vace_feature.py"
 OVERRIDDEN = ("model", "data", "tools")  # names of the files in `--set`

@@ -29,7 +29,6 @@ from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.wan.stages import even_layers, stage_layers
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.units import TrainingRun
-from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob
 
 PROG = "vace plan"
@@ -149,7 +148,7 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
     if not spec.modules:
         raise ConfigError(f"no plan for model_id {predictor.model_id!r}", where="predictor.model_id")
     sizes = predictor.model
-    names = resolve(spec.modules)(sizes)
+    names = spec.module_names(sizes)
     pipeline = job.parallel.pipeline_model_parallel_size
     shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size // pipeline
     return TrainingRun(
@@ -226,7 +225,7 @@ def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
     if any(not config.match for config in configs):
         return frozenset()
     spec = MODELS.get(job.predictor.model_id)
-    usual = matching(spec.adapted, resolve(spec.linears)(job.predictor.model), "transforms: quantize.match")
+    usual = matching(spec.adapted, spec.linear_shapes(job.predictor.model), "transforms: quantize.match")
     return frozenset(
         name for config in configs for name in matching(config.match, usual, "transforms: quantize.match")
     )

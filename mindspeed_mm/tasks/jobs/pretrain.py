@@ -40,7 +40,6 @@ from mindspeed_mm.tasks.jobs.evaluation import check_evaluation, check_evaluatio
 from mindspeed_mm.tasks.jobs.extract import check_encoders
 from mindspeed_mm.tasks.jobs.model_json import ModelConfig, RawModelConfig, model_schema, parse_model
 from mindspeed_mm.tasks.jobs.transforms import LoraFlags, check_lora_files, check_transforms, for_expert
-from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.checkpoint_folder import check_save_folder
 from mindspeed_mm.training.config import (
     BatchConfig,
@@ -52,6 +51,7 @@ from mindspeed_mm.training.config import (
     ProfileConfig,
     TrainingConfig,
 )
+from mindspeed_mm.training.tools_config import ToolsConfig
 
 PROG = "pretrain_vace.py"
 OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # names of the files in `--set`

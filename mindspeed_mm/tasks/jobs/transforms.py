@@ -21,7 +21,6 @@ from mindspeed_mm.models.transforms.config import (
 )
 from mindspeed_mm.models.transforms.match import is_saved, is_trainable, lora_targets, quantize_targets
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.registry import resolve
 
 
 class LoraFlags(Config):
@@ -129,11 +128,8 @@ def check_transforms(
         if isinstance(config, QuantizeConfig):
             _check_quantize(config, transforms, predictor, spec, model_json, where)
         if isinstance(config, LoraConfig) and spec.modules and spec.linears:
-            modules, linears = resolve(spec.modules), resolve(spec.linears)
-            sizes = predictor.model
-            for name in lora_targets(
-                config, spec, predictor.trainable, modules(sizes), linears(sizes), where
-            ):
+            modules, linears = spec.module_names(predictor.model), spec.linear_shapes(predictor.model)
+            for name in lora_targets(config, spec, predictor.trainable, modules, linears, where):
                 if name in owner:
                     raise ConfigError(
                         f"{name} gets a LoRA here and in transforms[{owner[name]}]",
@@ -179,7 +175,7 @@ def _check_quantize(
         return is_trainable(name, predictor.trainable, spec.branch)
 
     if spec.linears:
-        quantize_targets(config, spec, resolve(spec.linears)(predictor.model), is_trained, where)
+        quantize_targets(config, spec, spec.linear_shapes(predictor.model), is_trained, where)
 
 
 def check_lora_files(transforms: Sequence[Config], model_json: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.tools.config import MemoryProfile, ToolsConfig
 from mindspeed_mm.training.config import ProfileConfig
+from mindspeed_mm.training.tools_config import MemoryProfile, ToolsConfig
 
 logger = get_logger(__name__)
 

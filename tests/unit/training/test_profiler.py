@@ -6,9 +6,9 @@ import torch
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.tools.config import ToolsConfig
-from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.config import ProfileConfig
+from mindspeed_mm.training.profiler import build_observer
+from mindspeed_mm.training.tools_config import ToolsConfig
 from tests.support.errors import raises
 
 CPU = torch.device("cpu")

@@ -94,7 +94,7 @@ def test_copies_share_the_work_without_gathering_all_slices():
     assert [numbers for name, numbers in sent if "all_" in name] == [32, 32, 32]
 
 
-def test_a_run_that_stops_goes_on_exactly_and_on_other_ranks(world, tmp_path):
+def test_a_stopped_run_resumes_exactly_and_on_other_ranks(world, tmp_path):
     setup = Setup(optimizer="muon")
     straight = world.run(2, train_to, Run(tmp_path / "straight", setup), 6)[0]
     run = Run(tmp_path / "stopped", setup)
@@ -108,7 +108,7 @@ def test_a_run_that_stops_goes_on_exactly_and_on_other_ranks(world, tmp_path):
 
 
 @pytest.mark.parametrize(("saved", "given"), [("adam", "muon"), ("muon", "adam")])
-def test_moments_of_the_other_optimizer_are_told(world, tmp_path, saved, given):
+def test_moments_of_the_other_optimizer_are_reported(world, tmp_path, saved, given):
     world.run(2, train_to, Run(tmp_path, Setup(optimizer=saved)), 1, save_at=(1,))
     with pytest.raises(AssertionError, match="--no-load-optim"):
         world.run(2, train_to, Run(tmp_path, Setup(optimizer=given)), 2)

@@ -150,7 +150,7 @@ def train_and_die(argv, iteration):
         train_job(argv)
 
 
-def test_a_run_goes_on_after_the_kill_of_a_stage(world, mortal_world, environment, tmp_path):
+def test_a_run_resumes_after_the_kill_of_a_stage(world, mortal_world, environment, tmp_path):
     changed = with_model(environment, tmp_path, predictor={"trainable": "all"})
     once = trained(world, changed, tmp_path / "once", 2, **PP2)
     half = str(tmp_path / "half")

@@ -66,7 +66,7 @@ def test_raw_clips_train_as_their_features_do(world, job, tmp_path):
     assert sum(steps(found, "seconds/vae")) > 0
 
 
-def test_raw_training_goes_on_where_it_stopped(world, job, tmp_path):
+def test_raw_training_resumes_where_it_stopped(world, job, tmp_path):
     (whole,) = world.run(1, train_job, raw_flags(job, tmp_path / "whole", recipe=RECIPE))
     flags = {"recipe": RECIPE, "save_interval": 2}
     world.run(1, train_job, raw_flags(job, tmp_path / "part", train_iters=2, **flags))

@@ -84,7 +84,7 @@ def test_a_kill_while_an_iteration_is_saved_again_loses_nothing(
         pytest.param(4, Setup(cp=2), id="cp 2"),
     ],
 )
-def test_another_number_of_ranks_goes_on_to_rounding(world, stopped, straight, ranks, setup):
+def test_another_number_of_ranks_resumes_up_to_rounding(world, stopped, straight, ranks, setup):
     answer = world.run(ranks, train_to, Run(stopped, setup), 10)[0]
 
     assert answer["losses"] == pytest.approx({i: straight["losses"][i] for i in range(4, 10)}, abs=1e-6)
@@ -92,7 +92,7 @@ def test_another_number_of_ranks_goes_on_to_rounding(world, stopped, straight, r
         torch.testing.assert_close(answer["weights"][name], weight, rtol=0, atol=1e-5)
 
 
-def test_one_rank_whose_weights_are_not_sharded_goes_on_on_two(world, straight, tmp_path):
+def test_one_unsharded_rank_resumes_on_two(world, straight, tmp_path):
     world.run(1, train_to, Run(tmp_path), 4, save_at=(4,))
     answer = world.run(2, train_to, Run(tmp_path), 7)[0]
     assert answer["losses"] == pytest.approx({i: straight["losses"][i] for i in range(4, 7)}, abs=1e-6)
@@ -174,7 +174,7 @@ def test_finetune_takes_the_weights_and_nothing_else(world, stopped, tmp_path):
     assert resumed["losses"] == {}
 
 
-def test_what_is_asked_to_be_left_out_is_left_out(world, tmp_path):
+def test_flags_leave_parts_of_a_checkpoint_out(world, tmp_path):
     run = Run(tmp_path, checkpoint={"no_save_optim": True, "no_save_rng": True})
     world.run(2, train_to, run, 2, save_at=(2,))
     found = torch.distributed.checkpoint.FileSystemReader(tmp_path / "iter_0000002").read_metadata()

@@ -39,7 +39,7 @@ def count_forwards(setup):
 
 
 @pytest.mark.parametrize("mode", ["full", "selective"])
-def test_every_block_is_recomputed_when_asked(world, mode):
+def test_every_block_is_recomputed_on_request(world, mode):
     setup = Setup(trainable="all", fsdp={"recompute_modules": {"blocks.{*}": mode, "vace_blocks.{*}": mode}})
     assert world.run(1, count_forwards, setup)[0] == dict.fromkeys(BLOCKS, (2, 2))
     assert world.run(1, count_forwards, Setup(trainable="all"))[0] == dict.fromkeys(BLOCKS, (1, 1))

@@ -208,7 +208,7 @@ def test_conversion_names_a_method_and_a_flag_nobody_knows(tmp_path: Path) -> No
     assert "sorce_path" in refused([*CONVERT, "hf_to_mm", "--cfg.sorce_path", "a", "--cfg.target_path", "b"])
 
 
-def test_conversion_names_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_conversion_names_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     argv = ["--cfg.source_path", f"{tmp_path}/empty", "--cfg.target_path", f"{tmp_path}/out"]
     assert f"{tmp_path}/empty" in refused([*CONVERT, "hf_to_mm", *argv])

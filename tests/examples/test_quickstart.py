@@ -51,7 +51,7 @@ def test_it_ends_with_the_paths_of_what_it_made(quickstart: Quickstart) -> None:
     )  # three columns, two scenes; four kinds asked for in another colour
 
 
-def test_the_videos_have_the_asked_size_frames_and_rate(quickstart: Quickstart) -> None:
+def test_videos_have_the_requested_size_frames_and_rate(quickstart: Quickstart) -> None:
     results = sorted((quickstart.out / "after").glob("*.mp4"))
     scenes = heldout_indices(len(KINDS) + 1)
     asked = [

@@ -233,7 +233,7 @@ def test_job_of_a_killed_worker_is_made_again(server: Running) -> None:
     assert server.wait(video).status == "completed"
 
 
-def test_killed_server_goes_on_with_its_queue(server: Running) -> None:
+def test_killed_server_resumes_its_queue(server: Running) -> None:
     done = server.wait(server.create(steps=1))
     queued = [server.create(steps=30, seed=seed) for seed in range(3)]
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL

@@ -26,7 +26,7 @@ def scored(tmp_path: Path, frames: world.Pixels, kind: str, colour: str | None =
 
 @pytest.mark.parametrize("shape", world.SHAPES)
 @pytest.mark.parametrize("colour", world.COLOURS)
-def test_half_of_the_asked_colour_is_where_a_shape_ends(shape: str, colour: str) -> None:
+def test_a_shape_ends_at_half_of_the_requested_colour(shape: str, colour: str) -> None:
     scene = replace(SCENE, shape=shape, colour=colour)
     inside = world.coverage(scene) > 0.5
     coloured = score.is_coloured(world.render(scene), colour)
@@ -34,7 +34,7 @@ def test_half_of_the_asked_colour_is_where_a_shape_ends(shape: str, colour: str)
 
 
 @pytest.mark.parametrize("shape", world.SHAPES)
-def test_every_true_shape_is_told_wherever_it_moves(shape: str) -> None:
+def test_every_true_shape_is_found_wherever_it_moves(shape: str) -> None:
     for index in range(12):
         scene = replace(world.make_scene("heldout", index), shape=shape)
         assert score.nearest_shape(score.is_coloured(world.render(scene), scene.colour)) == shape
@@ -74,7 +74,7 @@ def test_the_true_clip_is_perfect(tmp_path: Path) -> None:
     assert inpaint.iou > 0.97
 
 
-def test_another_colour_is_not_the_asked_one_and_keeps_its_place(tmp_path: Path) -> None:
+def test_another_colour_is_found_at_its_place(tmp_path: Path) -> None:
     other = SCENE.recoloured()
     assert not scored(tmp_path, world.render(other), "silhouette").colour_obeyed
     changed = scored(tmp_path, world.render(other), "silhouette", other.colour)
@@ -104,6 +104,6 @@ def test_psnr_is_the_closed_formula() -> None:
     assert score.psnr(tens, zeros) == pytest.approx(20 * np.log10(255 / 10))
 
 
-def test_names_that_are_no_request_are_passed_over(tmp_path: Path) -> None:
+def test_names_without_a_request_are_skipped(tmp_path: Path) -> None:
     write_video(tmp_path / "other.mp4", world.render(SCENE), world.FPS)
     assert score.score_folder(tmp_path) == []

@@ -59,6 +59,17 @@ def test_names_of_tests_are_short() -> None:
     assert not names, "\n" + "\n".join(names)
 
 
+def test_names_of_tests_use_no_banned_word() -> None:
+    names = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if BANNED.search(node.name.replace("_", " "))
+    ]
+    assert not names, "\n" + "\n".join(names)
+
+
 @pytest.mark.parametrize(
     "text", ["that is no image", "cut it anew", "it is wanted", "def is_asked", "was told"]
 )

@@ -77,7 +77,7 @@ def test_nothing_prints_and_nothing_is_global() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_torch_load_is_always_told_weights_only() -> None:
+def test_torch_load_always_gets_weights_only() -> None:
     def safe(node: ast.Call) -> bool:
         return any(
             word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
@@ -123,7 +123,7 @@ def test_long_files_have_a_reason() -> None:
     assert {where for where, lines in sizes.items() if lines > MAX_LINES} == set(LONG)
 
 
-def test_no_path_of_one_machine_stands_in_the_product() -> None:
+def test_the_product_names_no_path_of_one_machine() -> None:
     found = []
     for path in tracked(".py", ".sh", ".json", ".yaml", ".toml", ".md", ".txt", ".cfg"):
         if path.relative_to(ROOT).parts[0] == "tests":

@@ -148,7 +148,7 @@ def test_a_small_text_takes_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_what_is_no_regular_file_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_files_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:

@@ -237,7 +237,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link", "folder"])
-def test_lock_file_that_is_no_regular_file_is_refused(tmp_path, kind):
+def test_a_special_lock_file_is_refused(tmp_path, kind):
     path = tmp_path / LOCK_FILE
     if kind == "fifo":
         os.mkfifo(path)

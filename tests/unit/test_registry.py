@@ -49,7 +49,7 @@ def test_one_name_cannot_stand_for_two_things(shapes: Registry[int]) -> None:
         shapes.add("square", 5)
 
 
-def test_a_stranger_s_entry_point_is_loaded_only_when_asked_for(
+def test_an_outside_entry_point_is_loaded_only_on_use(
     shapes: Registry[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = [

@@ -279,7 +279,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path):
     assert finished == contents(tmp_path / "reference")
 
 
-def test_asked_to_stop_it_finishes_the_row_at_hand(tmp_path):
+def test_a_stop_signal_lets_the_current_row_finish(tmp_path):
     rows, extraction = write_rows(tmp_path, 5), make_extraction(tmp_path / "out")
     done = list(extraction.run(rows, stop=lambda: extraction.vae.vae.calls >= 3))
     assert [row.record.row for row in done] == [0, 1]

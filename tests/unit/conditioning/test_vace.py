@@ -182,7 +182,7 @@ def test_plain_clips_encode_one_stream_and_control_clips_two():
     assert encoder.requested == 9
 
 
-def test_grey_from_the_cache_has_the_bits_of_grey_encoded_anew():
+def test_cached_grey_has_the_bits_of_encoded_grey():
     cached = StreamEncoder(MeanVae())
     first, second = (encode_features(cached, sample())[1] for _ in range(2))
     fresh = encode_features(StreamEncoder(MeanVae()), sample())[1]

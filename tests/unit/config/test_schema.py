@@ -53,7 +53,7 @@ def test_an_address_that_leads_into_a_file_has_dots_after_it() -> None:
         parse(Inner, {"num_head": 1}, "/a:b/f.json:data")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Outer, {"predictor": {"num_heads": -1}, "nam": "a"}, "f.json")
     assert len(str(caught.value).split("; ")) >= 3

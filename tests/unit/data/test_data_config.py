@@ -189,7 +189,7 @@ def test_wrong_value_is_refused_with_address_and_fix(read, path, value, facts):
     assert value == "features" or "data.json:" in error.value.where
 
 
-def test_a_strangers_dataset_is_one_class_and_one_line(read):
+def test_an_outside_dataset_is_one_class_and_one_line(read):
     class Mine(Config):
         dataset_type: str = "mine"
         shelf: str

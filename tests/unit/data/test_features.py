@@ -345,7 +345,7 @@ def test_the_null_prompt_comes_back(tmp_path):
     ],
     ids=["nan", "inf", "huge", "fp8", "int", "width", "axes"],
 )
-def test_null_prompt_that_is_no_embedding_is_refused(path, embeds):
+def test_a_malformed_null_prompt_is_refused(path, embeds):
     write_packed(path, {"prompt_ids": embeds}, {})
     with raises(DataError, "prompt_ids", where=path):
         read_null_prompt(path)

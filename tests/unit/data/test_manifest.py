@@ -81,7 +81,7 @@ def test_data_txt_joins_datasets_and_rows_are_numbered_through(tmp_path, dataset
     assert records[1].video == other / "w.mp4"
 
 
-def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
+def test_errors_distinguish_two_lists_of_one_name(tmp_path):
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "data.json").write_text('[{"video": "gone.mp4", "cap": "x"}]')

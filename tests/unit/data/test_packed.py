@@ -126,7 +126,7 @@ def test_header_of_a_null_prompt_and_of_prompts_is_covered(tmp_path, path):
         read_prompts(path)
 
 
-def test_metadata_that_is_no_text_is_one_line(path):
+def test_binary_metadata_is_one_line(path):
     header = b'{"__metadata__":{"num_refs":1},"video":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with raises(DataError, where=path):
@@ -201,7 +201,7 @@ def odd(path, **changes):
         ({"num_refs": "9" * 5000}, ("num_refs",)),
     ],
 )
-def test_file_that_is_no_feature_is_refused_by_its_header(tmp_path, changes, facts):
+def test_a_foreign_file_is_refused_by_its_header(tmp_path, changes, facts):
     path = odd(tmp_path / "x.safetensors", **changes)
     for read in (read_info, read_feature):
         with raises(DataError, *facts, where=path):

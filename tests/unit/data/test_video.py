@@ -239,7 +239,7 @@ def test_a_clip_whose_frames_break_off_leaves_no_file(tmp_path):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["text", "empty", "missing", "truncated"])
-def test_what_is_no_video_is_an_error_with_its_path(tmp_path, reader, kind):
+def test_a_file_without_video_is_an_error_with_its_path(tmp_path, reader, kind):
     path = tmp_path / "bad.mp4"
     if kind == "text":
         path.write_text("I am a text\n" * 100)

@@ -88,7 +88,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern):
         match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
 
 
-def test_what_there_is_stands_in_the_error():
+def test_the_error_lists_what_exists():
     names = [*NAMES, "text_embedding", "text_embedding.0", "text_embedding.2"]
     facts = ("'blocks.{12}'", "blocks.{0-9}, vace_blocks.{0-2}, head, text_embedding.{0-2}")
     with raises(ConfigError, *facts, where="fsdp2_config.yaml:recompute_modules"):

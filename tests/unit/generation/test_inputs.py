@@ -161,7 +161,7 @@ def test_inputs_that_contradict_are_refused(inputs, where, fact):
 
 
 @pytest.mark.parametrize(("policy", "last"), [("pad", 5), ("resample", 5)])
-def test_a_short_clip_is_filled_when_asked(policy, last):
+def test_a_short_clip_is_filled_on_request(policy, last):
     found = conditions(Inputs(src_video=CLIP[:6]), short_clip=policy)
     wanted = conditions(Inputs(src_video=CLIP)).src_video[:, last]
     torch.testing.assert_close(found.src_video[:, -1], wanted)
@@ -187,7 +187,7 @@ def test_outpainting_keeps_the_middle():
     assert not found.src_video[..., :12].any()
 
 
-def test_a_soft_mask_stays_soft_when_asked():
+def test_a_soft_mask_stays_soft_on_request():
     grey = np.full((9, 32, 48), 100, np.uint8)
     inputs = Inputs(src_video=CLIP, src_mask=grey)
     assert conditions(inputs).src_mask.max() == 0

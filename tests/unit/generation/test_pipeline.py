@@ -302,7 +302,7 @@ def test_a_context_scale_of_zero_is_the_trunk_alone(vae):
     torch.testing.assert_close(without, nearly, atol=1e-5, rtol=0)
 
 
-def test_only_the_active_expert_is_asked(vae):
+def test_only_the_active_expert_predicts(vae):
     models, asked = [tiny_transformer(seed) for seed in (0, 1)], []
     for number, model in enumerate(models):
         model.register_forward_pre_hook(lambda *_, number=number: asked.append(number))

@@ -51,7 +51,7 @@ def test_a_folder_of_5000_digits_is_no_iteration() -> None:
     assert parse_iteration("iter_" + "9" * 18) == int("9" * 18)
 
 
-def test_a_tracker_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+def test_a_binary_tracker_is_an_error(tmp_path: Path) -> None:
     (tmp_path / TRACKER).write_bytes(b"\xff\xfe\x00")
     with raises(WeightsError, "UTF-16"):
         read_tracker(tmp_path)

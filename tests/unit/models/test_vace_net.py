@@ -231,7 +231,7 @@ class Shuffled:
         return x.index_select(dim, torch.argsort(self.order))
 
 
-def test_tokens_may_lie_in_any_order_the_layout_likes():
+def test_the_layout_may_order_tokens_as_it_likes():
     model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     with torch.no_grad():
         expected = model(**inputs)

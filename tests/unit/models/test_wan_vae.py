@@ -116,7 +116,7 @@ def test_vae_cache_is_as_large_as_800_decoded_frames():
     assert remembered / frames[0, :, 0].numel() == pytest.approx(800, rel=0.03)
 
 
-def test_tiling_is_off_unless_asked_for_and_streams_too(official):
+def test_tiling_is_off_by_default_and_streams_too(official):
     if not hasattr(load_vae(official).model, "use_tiling"):
         pytest.skip("this diffusers' VAE has no tiles")
     tiled = load_vae(official, tiling=True)
@@ -237,7 +237,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
         load_vae(path)
 
 
-def test_a_config_that_is_no_vae_config_is_named(tmp_path):
+def test_a_config_of_another_model_is_named(tmp_path):
     tiny_vae().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "dim_mult": "wide"}))

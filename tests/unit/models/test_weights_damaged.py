@@ -237,7 +237,7 @@ def test_a_pickle_that_claims_other_sizes_is_refused(tmp_path: Path, numbers: in
         read_torch(path)
 
 
-def test_a_zip_that_is_no_torch_file_is_an_error(tmp_path: Path) -> None:
+def test_a_zip_of_other_content_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("hello", "x")
     assert_refused(tmp_path / "x.pt", tmp_path / "trace")

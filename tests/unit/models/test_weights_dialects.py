@@ -190,7 +190,7 @@ def test_fingerprint_depends_on_weights_not_on_form(tmp_path: Path, weights: Wei
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-def test_a_model_is_filled_in_the_dtype_asked_for(
+def test_a_model_is_filled_in_the_requested_dtype(
     tmp_path: Path, weights: Weights, dtype: torch.dtype | None
 ) -> None:
     model = load_transformer(official(tmp_path, weights), dtype=dtype)
@@ -385,7 +385,7 @@ def test_several_models_in_one_folder_are_an_error(tmp_path: Path, weights: Weig
     assert error.fix
 
 
-def test_weights_that_are_no_floats_are_an_error(tmp_path: Path, weights: Weights) -> None:
+def test_integer_weights_are_an_error(tmp_path: Path, weights: Weights) -> None:
     numbers = {**weights, "head.head.bias": torch.ones(64, dtype=torch.int64)}
     refused(official(tmp_path, numbers), "head.head.bias torch.int64")
 

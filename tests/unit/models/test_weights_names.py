@@ -30,7 +30,7 @@ def test_the_layout_is_the_published_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_are_told_by_the_published_shapes_alone(name: str) -> None:
+def test_published_shapes_alone_determine_the_sizes(name: str) -> None:
     shapes = published_layout(name)
     assert infer_config(shapes, {}) == PRESETS[name]
     assert layout_of_shapes(shapes) == shapes

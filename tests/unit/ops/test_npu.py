@@ -196,7 +196,7 @@ def test_padding_rows_are_given_to_the_fused_kernel(torch_npu):
         ("npu_rotary_mul", (), {"mode": "interleave"}),
     ],
 )
-def test_the_stand_in_rejects_what_torch_npu_does_not_declare(torch_npu, op, args, kwargs):
+def test_the_fake_rejects_what_torch_npu_does_not_declare(torch_npu, op, args, kwargs):
     tensors = (heads(0),) * (2 if op == "npu_rms_norm" else 3)
     with pytest.raises(TypeError):
         getattr(torch_npu, op)(*tensors, *args, **kwargs)

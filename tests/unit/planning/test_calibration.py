@@ -44,7 +44,7 @@ def test_a_device_that_nobody_measured_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", '{"half": "fast"}'])
-def test_a_file_that_is_no_calibration_is_an_error(text: str) -> None:
+def test_a_file_without_calibration_is_an_error(text: str) -> None:
     calibration_file().parent.mkdir(parents=True)
     calibration_file().write_text(text)
     with raises(ConfigError, "--calibrate", where=str(calibration_file())):

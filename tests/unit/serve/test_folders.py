@@ -20,7 +20,7 @@ from mindspeed_mm.serve.folders import translate_error
         ("https://example.org/a/b", "https://example.org/a/b"),
     ],
 )
-def test_folders_of_the_server_are_not_told(tmp_path: Path, ours: str, theirs: str) -> None:
+def test_folders_of_the_server_are_not_disclosed(tmp_path: Path, ours: str, theirs: str) -> None:
     error = translate_error(WeightsError(ours, where=ours, expected=ours, fix=ours), tmp_path)
     assert {error.problem, error.where, error.expected, error.fix} == {theirs}
 

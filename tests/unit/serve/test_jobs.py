@@ -114,7 +114,7 @@ def test_processes_share_a_queue_without_taking_a_job_twice(tmp_path: Path) -> N
     assert sorted(found) == sorted(ids)
 
 
-def test_file_that_is_no_queue_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_queue_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"not a database" * 100)
     with raises(DataError, where=str(tmp_path / DATABASE)):
         JobStore(tmp_path)

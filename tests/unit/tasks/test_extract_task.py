@@ -207,7 +207,7 @@ def test_bad_clips_stop_the_run_or_are_listed(tmp_path, capsys):
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 6
 
 
-def test_bad_clips_are_told_where_no_list_of_them_can_be_written(tmp_path, capsys):
+def test_bad_clips_are_named_if_their_list_cannot_be_written(tmp_path, capsys):
     flags = [*make_job(tmp_path), "--num-workers", "0"]
     spoil(tmp_path / "clips datası")
     (tmp_path / "out").mkdir()

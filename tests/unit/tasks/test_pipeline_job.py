@@ -24,7 +24,7 @@ LAYERS = "pretrain_model.json:predictor.pipeline_num_layers"
         (20, (20, "a list")),
     ],
 )
-def test_layers_that_are_no_stages_are_one_line(tmp_path, layers, facts):
+def test_layers_that_form_no_stages_are_one_line(tmp_path, layers, facts):
     model = edited(tmp_path, {"predictor.pipeline_num_layers": layers})
     with raises(ConfigError, *facts) as caught:
         PretrainJob.from_argv([*argv(), model, *PP2], ranks=2)

@@ -130,7 +130,7 @@ def test_any_row_can_be_drawn_with_the_settings_of_a_data_config(dataset, tmp_pa
     Image.open(tmp_path / "s.jpg").load()
 
 
-def test_the_sheet_shows_what_is_kept_and_what_is_made_anew(dataset):
+def test_the_sheet_shows_what_is_kept_and_what_is_generated(dataset):
     record = read_manifest(_good(dataset))[0]
     sample = load_sample(record, VideoConfig(num_frames=9))
     bare = sample_sheet(

@@ -88,7 +88,7 @@ def test_a_traceback_that_ends_a_rank_is_its_last_line(prefix: str) -> None:
     assert view.failure is not None
 
 
-def test_a_traceback_of_a_rank_that_goes_on_is_shown() -> None:
+def test_a_traceback_of_a_running_rank_is_shown() -> None:
     view, shown, clock = screen()
     for line in TRACEBACK:
         view.line(1, line)

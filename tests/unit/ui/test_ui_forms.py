@@ -66,7 +66,7 @@ def test_no_form_asks_for_a_path():
 
 
 @pytest.mark.parametrize(("mode", "shown"), [("masktrack", False), ("bboxtrack", True), ("label", False)])
-def test_a_box_is_asked_for_under_its_modes(mode: str, shown: bool):
+def test_a_box_belongs_to_its_modes(mode: str, shown: bool):
     form = forms()["inpainting"]
     box = next(option for option in form.options if option.name == "bbox")
     assert form.shown(box, mode) is shown

@@ -588,6 +588,6 @@ def test_the_mode_decides_which_text_names_the_subject() -> None:
         assert task.parse({"label": "a cat", **mode}, name).text("caption") == "a cat"
 
 
-def test_a_missing_image_is_asked_for_by_flag_and_by_key() -> None:
+def test_a_missing_image_is_an_error_with_its_flag_and_key() -> None:
     with raises(DataError, "1 image", "src_ref_images", "--image", where="task swap_anything"):
         TASKS.get("swap").prepare(Sources(clips=(None,)), None)  # type: ignore[arg-type]

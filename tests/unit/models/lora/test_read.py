@@ -180,7 +180,7 @@ def test_every_layer_of_the_published_models_has_a_name(tmp_path: Path, preset: 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_lora_of_this_model_is_refused(tmp_path: Path, name: str) -> None:
+def test_other_files_than_loras_of_this_model_are_refused(tmp_path: Path, name: str) -> None:
     keys, facts = REFUSED[name]
     path = save(tmp_path, keys)
     with raises(WeightsError, *facts, where=path):

@@ -1,6 +1,6 @@
-"""Detect the accelerator (cpu, cuda or npu) once, in the task.
+"""Detects the accelerator (cpu, cuda or npu).
 
-The rest of the package never names a device: it receives a torch.device.
+A task does this once. The rest of the package receives a torch.device and never names a device type.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the dtypes that flag
 
 @dataclass(frozen=True)
 class Accelerator:
-    """The device this process computes on."""
+    """The device that this process computes on."""
 
     kind: str  # cpu | cuda | npu
     device: torch.device  # with the local index, e.g. cuda:3
@@ -31,12 +31,11 @@ class Accelerator:
 
     @classmethod
     def detect(cls, kind: str | None = None) -> Accelerator:
-        """The machine's accelerator, or the CPU; LOCAL_RANK picks the device.
+        """Return the machine's accelerator, or the CPU. LOCAL_RANK selects the device.
 
-        `kind`, or MINDSPEED_MM_DEVICE, overrides.
+        `kind` or MINDSPEED_MM_DEVICE overrides the detection.
 
-        Raises LaunchError when the requested device is missing, or when torch finds one without a known
-        backend.
+        Raises LaunchError if the requested device is missing, or if torch finds one without a known backend.
         """
         wanted = kind or os.environ.get("MINDSPEED_MM_DEVICE")
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -82,7 +81,7 @@ class Accelerator:
             torch.accelerator.synchronize(self.device)
 
     def memory_allocated(self) -> int:
-        """Bytes held by tensors on the device; on a CPU the resident size of the process."""
+        """Return the bytes held by tensors on the device; on a CPU, the resident size of the process."""
         return (
             int(self._module().memory_allocated(self.device))
             if self.kind != "cpu"
@@ -90,7 +89,7 @@ class Accelerator:
         )
 
     def max_memory_allocated(self) -> int:
-        """Peak bytes held since `reset_peak_memory`; on a CPU, the peak resident size of the process."""
+        """Return the peak bytes since `reset_peak_memory`; on a CPU, the process's peak resident size."""
         return (
             int(self._module().max_memory_allocated(self.device))
             if self.kind != "cpu"
@@ -100,8 +99,8 @@ class Accelerator:
     def reset_peak_memory(self) -> None:
         """Start a new peak measurement.
 
-        On a CPU this needs a kernel that lets a process reset its peak; otherwise the peak covers the whole
-        process.
+        On a CPU, this requires a kernel that lets a process reset its peak. Otherwise, the peak is that of
+        the whole process.
         """
         if self.kind != "cpu":
             self._module().reset_peak_memory_stats(self.device)
@@ -110,7 +109,7 @@ class Accelerator:
             kernel.write("5")  # proc(5): resets VmHWM to VmRSS
 
     def total_memory(self) -> int:
-        """Bytes of memory of the device (on a CPU: of the machine, or of its container)."""
+        """Return the memory of the device in bytes; on a CPU, that of the machine or its container."""
         if self.kind == "cpu":
             return total_memory()
         return int(self._module().get_device_properties(self.device).total_memory)
@@ -121,7 +120,7 @@ class Accelerator:
             self._module().empty_cache()
 
     def device_name(self) -> str:
-        """The name of this device in the log."""
+        """Return the name of this device for the log."""
         return "cpu" if self.kind == "cpu" else str(self._module().get_device_name(self.device))
 
     def _module(self) -> Any:
@@ -129,7 +128,7 @@ class Accelerator:
 
 
 def _status_bytes(field: str) -> int:
-    """One kB field of /proc/self/status in bytes; 0 where there is no such file."""
+    """Return a kB field of /proc/self/status in bytes, or 0 if there is no such file."""
     try:
         with open("/proc/self/status") as status:
             for line in status:
@@ -141,7 +140,7 @@ def _status_bytes(field: str) -> int:
 
 
 def _has_bf16_instructions() -> bool:
-    """Whether oneDNN, whose bf16 kernels torch uses, finds bf16 instructions; True if torch cannot say."""
+    """Return whether oneDNN, whose bf16 kernels torch uses, finds bf16 instructions; True if unknown."""
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):

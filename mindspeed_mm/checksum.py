@@ -1,4 +1,4 @@
-"""CRC-32: the checksum of all files this package writes, and of the records of a zip file.
+"""CRC-32, the checksum of all files that this package writes, and of the records in a zip file.
 
 Uses ISA-L if it is installed, because it is faster than zlib.
 """
@@ -18,7 +18,7 @@ __all__ = ["Record", "crc32", "damaged_record", "file_crc32", "record_start", "s
 
 
 def file_crc32(path: Path) -> int:
-    """CRC-32 of a file's bytes. Raises OSError."""
+    """Return the CRC-32 of a file's bytes. Raises OSError."""
     total = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -27,7 +27,7 @@ def file_crc32(path: Path) -> int:
 
 
 class Record(NamedTuple):
-    """One stored file of a zip: where its bytes are, and their CRC-32."""
+    """An uncompressed file in a zip: where its bytes are, and their CRC-32."""
 
     start: int
     size: int
@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
 
 def zip_records(file: BinaryIO) -> list[Record]:
-    """The records of a zip that have a CRC-32, in file order; torch writes 0 if it computed none.
+    """Return the uncompressed records of a zip that have a CRC-32, in file order. torch writes 0 for none.
 
     Raises zipfile.BadZipFile for a damaged directory.
     """
@@ -50,9 +50,9 @@ def zip_records(file: BinaryIO) -> list[Record]:
 
 
 def stored_sizes(path: Path) -> dict[int, int]:
-    """Offset → size in bytes, for each uncompressed record of a zip.
+    """Return offset → size in bytes for each uncompressed record of a zip.
 
-    Raises zipfile.BadZipFile, OSError.
+    Raises zipfile.BadZipFile and OSError.
     """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
@@ -60,7 +60,7 @@ def stored_sizes(path: Path) -> dict[int, int]:
 
 
 def record_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Offset of a record's bytes: they follow its local header, which has two fields of variable length."""
+    """Return the offset of a record's bytes, which follow a local header with two variable-length fields."""
     file.seek(entry.header_offset + 26)
     lengths = file.read(4)
     return (
@@ -72,7 +72,7 @@ def record_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def damaged_record(piece: bytes | memoryview, file: BinaryIO) -> str | None:
-    """Name of the first record whose bytes do not match its CRC-32; `file` holds the bytes of `piece`."""
+    """Return the name of the first record that does not match its CRC-32. `piece` has the bytes of `file`."""
     view = memoryview(piece)
     for start, size, crc, name in zip_records(file):
         if crc32(view[start : start + size]) != crc:

@@ -1,15 +1,15 @@
-"""The tree of errors that this package raises on bad input.
+"""The errors that this package raises on bad input.
 
     MindSpeedMMError
-    ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
+    ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradictory
     ├── DataError      a dataset, clip, mask, caption or feature file
-    ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
+    ├── WeightsError   a checkpoint: missing, damaged, of another model, in an unknown format
     ├── LaunchError    ranks, devices, process groups, a folder that another run writes to
-    ├── TrainingError  a run that must stop: too many iterations in a row were not finite, no room for metrics
+    ├── TrainingError  a run that must stop: too many non-finite iterations in a row, no space for metrics
     └── NonFiniteError a video whose latents or pixels are NaN or infinite
 
-An error is data: where, what is wrong, what was expected and what to do. `str(error)` puts them into one
-line:
+An error has fields: where it is, what is wrong, what was expected and what to do. `str(error)` joins them in
+one line:
 
     DataError("src_mask has 40 frames, src_video has 81", where="data.json[17]", fix="cut both to one length")
     data.json[17]: src_mask has 40 frames, src_video has 81; cut both to one length
@@ -17,8 +17,8 @@ line:
     ConfigError("got a list", where="vace.json", expected="a JSON object with the keys model and prompt")
     vace.json: expected a JSON object with the keys model and prompt, got a list
 
-Fields may quote a file, so the line escapes control characters, which would affect the terminal, and shortens
-long text.
+Because fields may quote a file, the line escapes control characters, which would affect the terminal, and
+shortens long text.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import unicodedata
 from os import PathLike
 from typing import TypeVar
 
-_LONGEST = 2000  # characters of a problem or a fix
+_LONGEST = 2000  # maximum characters of a problem or a fix
 _LONGEST_ADDRESS = 500
 _BREAKS = re.compile(r"\s*[\n\r\t\v\f\x1c-\x1f\x85\u2028\u2029]\s*")
 E = TypeVar("E", bound="MindSpeedMMError")
 
 
 def printable(text: str, max_chars: int) -> str:
-    """Text for a message.
+    """Return text for a message.
 
-    Control characters become escapes. A text of more than `max_chars` characters loses its middle.
+    Control characters are escaped. Text of more than `max_chars` characters is shortened in the middle.
     """
     if len(text) > max_chars:
         text = _without_middle(text, max_chars)
@@ -47,7 +47,7 @@ def printable(text: str, max_chars: int) -> str:
 
 
 def sentence_of(text: str, max_chars: int = _LONGEST) -> str:
-    """`printable` text on one line: line breaks become spaces."""
+    """Return `printable` text on one line. Line breaks become spaces."""
     return printable(_BREAKS.sub(" ", text), max_chars)
 
 
@@ -91,22 +91,22 @@ class MindSpeedMMError(Exception):
         return (f"{where}: " if where else "") + sentence + (f"; {fix}" if fix else "")
 
     def at(self: E, where: str | PathLike[str]) -> E:
-        """The same error inside `where`: `part.json` at `data.txt:3` becomes `data.txt:3: part.json`."""
+        """Return the error within `where`: `part.json` at `data.txt:3` becomes `data.txt:3: part.json`."""
         inside = f": {self.where}" if self.where else ""
         return type(self)(self.problem, where=f"{where}{inside}", expected=self.expected, fix=self.fix)
 
     def as_kind(self, kind: type[E]) -> E:
-        """The same fields as another kind of error."""
+        """Return an error of another kind with the same fields."""
         return kind(self.problem, where=self.where, expected=self.expected, fix=self.fix)
 
     def advise(self: E, fix: str) -> E:
-        """The same error with `fix` added to its advice."""
+        """Return the error with `fix` added to its advice."""
         fix = f"{self.fix}; {fix}" if self.fix else fix
         return type(self)(self.problem, where=self.where, expected=self.expected, fix=fix)
 
 
 class ConfigError(MindSpeedMMError):
-    """A flag, JSON or YAML value that cannot be honoured."""
+    """A flag, JSON or YAML value that cannot be used."""
 
 
 class DataError(MindSpeedMMError):

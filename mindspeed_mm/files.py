@@ -1,8 +1,8 @@
-"""Read text, JSON and JSON lines, and write them atomically. No torch.
+"""Reads text, JSON and JSON lines, and writes them atomically. No torch.
 
-Readers take the class of error to raise: ConfigError for a config, DataError for a dataset.
-Every error is one line with the file and, if known, the line and column. No reader blocks on a FIFO, recurses
-without limit, or accepts a value that cannot be written back: NaN, a lone surrogate, a duplicate key.
+Readers take the class of error to raise, such as ConfigError for a config and DataError for a dataset. Every
+error is one line with the file and, if known, the line and column. No reader blocks on a FIFO, recurses
+without limit, or accepts what cannot be written back: NaN, a lone surrogate, a duplicate key.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mindspeed_mm.text_encoding import decode_text, split_lines
 PathLike = str | os.PathLike[str]
 ErrorType = type[MindSpeedMMError]
 
-CONFIG_BYTES = 64 << 20  # bytes; far above any config, index or prompt list
-LIST_BYTES = 4 << 30  # bytes of a list of clips
-MAX_DEPTH = 100  # levels of nested lists and objects
-_MAX_DIGITS = 40  # digits of an integer; 2^64 has 20
+CONFIG_BYTES = 64 << 20  # maximum size, far above any config, index or prompt list
+LIST_BYTES = 4 << 30  # maximum size of a list of clips
+MAX_DEPTH = 100  # maximum nesting of lists and objects
+_MAX_DIGITS = 40  # maximum digits of an integer; 2^64 has 20
 _LFS_POINTER = b"version https://git-lfs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools read these as line ends
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools treat them as line ends
 _KINDS = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "FIFO (a pipe)"),
@@ -45,10 +45,10 @@ _KINDS = (
 
 
 def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: bool = False) -> Path:
-    """Check that `path` is a regular file (with `or_folder`, or a folder). Never blocks.
+    """Check that `path` is a regular file or, with `or_folder`, a folder. Never blocks.
 
     Raises `error` if it is missing, a dangling link, a folder, FIFO, socket or device, an invalid path, or a
-    Git LFS pointer instead of the file.
+    Git LFS pointer.
     """
     status = stat_path(path, error)
     for is_kind, kind in _KINDS:
@@ -60,7 +60,7 @@ def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: b
 
 
 def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
-    """The `os.stat` result of a file or folder; follows links.
+    """Return the `os.stat` result of a file or folder. Follows links.
 
     Raises `error` if it is missing or its path is invalid.
     """
@@ -71,7 +71,7 @@ def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
 
 
 def display_path(path: PathLike) -> str:
-    """The path in a message: one line of at most 200 characters."""
+    """Return a path for a message: one line of at most 200 characters."""
     return printable(os.fspath(path), 200)
 
 
@@ -130,17 +130,16 @@ def _readable_size(size: int) -> str:
 
 
 def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int = CONFIG_BYTES) -> str:
-    """A UTF-8 file without its byte order mark.
+    """Read a UTF-8 file without its byte order mark.
 
-    Raises `error` when it is missing, too large or another encoding.
+    Raises `error` if it is missing, too large or in another encoding.
     """
     regular_file(path, error)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = (
-                file.read(size) if size <= max_bytes else b""
-            )  # read(n) allocates n bytes, even for a shorter file
+            # Reads exactly `size` bytes, because read(n) allocates n bytes even for a shorter file.
+            data = file.read(size) if size <= max_bytes else b""
     except OSError as problem:
         raise error(path_problem(path, problem), where=display_path(path)) from None
     if size > max_bytes:
@@ -153,12 +152,12 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
 
 
 def read_json(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int = CONFIG_BYTES) -> Any:
-    """The contents of a JSON file. Raises `error`."""
+    """Read a JSON file. Raises `error`."""
     return parse_json(read_text(path, error, max_bytes=max_bytes), display_path(path), error)
 
 
 def read_json_object(path: PathLike, error: ErrorType = ConfigError) -> dict[str, Any]:
-    """The object in a JSON file. Raises `error`, also when it holds a list or a bare value."""
+    """Read the object in a JSON file. Raises `error`, also if it contains a list or a scalar."""
     values = read_json(path, error)
     if not isinstance(values, dict):
         raise error(f"got {json_type(values)}", where=display_path(path), expected="a JSON object")
@@ -173,10 +172,10 @@ def parse_json(
     line: int | None = None,
     lone_surrogates: bool = False,
 ) -> Any:
-    """Parse JSON into plain values with finite numbers and no duplicate keys.
+    """Parse JSON to plain values with finite numbers and no duplicate keys.
 
-    `where` starts the message, followed by line and column; `line` is the line of a JSON lines file.
-    `lone_surrogates` accepts them, so that the caller can report them. Raises `error`.
+    Errors start with `where`, followed by line and column. `line` is the line number in a JSON lines file.
+    `lone_surrogates` accepts lone surrogates, so that the caller can report them. Raises `error`.
     """
 
     def at(position: int, reason: str, fix: str = "") -> MindSpeedMMError:
@@ -228,9 +227,9 @@ def parse_json(
 def json_lines(
     text: str, where: str, error: ErrorType, *, lone_surrogates: bool = False
 ) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line that is not blank.
+    """Yield the line number and value of each line that is not blank.
 
-    Raises `error` naming the first line that is not JSON.
+    Raises `error` at the first line that is not JSON.
     """
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
@@ -238,16 +237,16 @@ def json_lines(
 
 
 def format_json(values: Any, *, indent: int | None = None) -> str:
-    """JSON text that `parse_json` reads back.
+    """Format values as JSON that `parse_json` reads back.
 
-    Keeps non-ASCII characters, but escapes those that other tools read as line ends.
+    Keeps non-ASCII characters, but escapes those that other tools treat as line ends.
     """
     text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of `value`, for messages."""
+    """Return JSON's name for the type of `value`, for messages."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     names = {dict: "an object", list: "a list", str: "a string"}
@@ -255,7 +254,8 @@ def json_type(value: Any) -> str:
 
 
 def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
-    """Why the values cannot be stored as JSON, or "".
+    """Return why the values cannot be stored as JSON, or None if they can.
+
 
     Reasons: too much nesting, a number that is not finite, a lone surrogate, a type that JSON lacks.
     """
@@ -309,7 +309,7 @@ def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to.
+    """Yield a temporary path in the folder of `path` to write to.
 
     The file replaces `path` when the block ends, and is removed on an error.
     """
@@ -331,7 +331,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file atomically, indented. Raises OSError."""
+    """Write an indented JSON file atomically. Raises OSError."""
     write_text(path, format_json(values, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Temporary names for files being written, and removal of the files that killed runs left behind."""
+"""Temporary names for files that are being written, and removal of those that killed runs left behind."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.process_ids import is_alive, machine, process_start
 
 logger = get_logger(__name__)
-FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file counts as abandoned
-NAME_BYTES = 255  # longest file name
+FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file is considered abandoned
+NAME_BYTES = 255  # maximum length of a file name
 _TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
 _FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # names that earlier versions used
 
 
 def temporary_name(name: str) -> str:
-    """The temporary name under which this process writes `name`.
+    """Return the temporary name under which this process writes `name`.
 
-    `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes.
+    It is `.NAME.PID-START-MACHINE.tmp`, of at most 255 bytes.
     """
     pid = os.getpid()
     tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
     data = os.fsencode(name)
-    if len(data) + len(tail) + 1 > NAME_BYTES:  # a shortened name may not be unique
+    if len(data) + len(tail) + 1 > NAME_BYTES:  # shorten it; the checksum keeps it unique
         kept = os.fsdecode(data[: NAME_BYTES - len(tail) - 10]).encode("utf-8", "ignore").decode()
         name = f"{kept}{zlib.crc32(data):08x}"
     return f".{name}{tail}"
 
 
 def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
-    """Remove what killed runs left incomplete directly in `folders`; returns how many files and folders.
+    """Remove what killed runs left directly in `folders`, and return the number of files and folders.
 
-    The caller must hold the lock. Removes temporary files of processes that have ended, and the paths that
-    `more` accepts. Logs one line.
+    The caller must hold the lock. Removes the temporary files of processes that have ended, and hidden paths
+    that `more` accepts. Logs one line.
     """
     removed: list[Path] = []
     for folder in folders:
@@ -57,9 +57,9 @@ def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether `path` is a temporary file of a process that has ended.
+    """Return whether `path` is a temporary file of a process that has ended.
 
-    The file of another machine counts as abandoned after an hour without a change.
+    A file of another machine is considered abandoned after an hour without changes.
     """
     if match := _TEMPORARY.fullmatch(path.name):
         if match[3] == machine():

@@ -1,4 +1,4 @@
-"""Cores and host memory that this process may use, within the limits of its container."""
+"""The cores and host memory that this process may use, within the limits of its container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those in its affinity mask, up to the quota of its container."""
+    """Return the number of cores in the affinity mask, up to the quota of the container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _control_groups("cpu"):
         old = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
@@ -23,11 +23,11 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of host memory that this process can allocate without swapping; 0 if unknown."""
+    """Return the bytes of host memory that this process can allocate without swapping, or 0 if unknown."""
     found = [1024 * size for size in _field(_PROC / "meminfo", "MemAvailable:")]
     for limit, folder in _memory_limits():
         used = _numbers(folder / "memory.current") or _numbers(folder / "memory.usage_in_bytes")
-        # the page cache counts as used, but is freed when memory is short
+        # The page cache counts as used, but is freed when memory is short.
         stat = folder / "memory.stat"
         pages = _field(stat, "total_inactive_file") or _field(stat, "inactive_file") or [0]
         found += [max(0, limit - size + pages[0]) for size in used]
@@ -35,7 +35,7 @@ def free_memory() -> int:
 
 
 def total_memory() -> int:
-    """Bytes of host memory of the machine, or of the container if its limit is lower."""
+    """Return the host memory of the machine in bytes, or the limit of the container if it is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *(limit for limit, _ in _memory_limits())])
 
@@ -47,9 +47,9 @@ def _memory_limits() -> Iterator[tuple[int, Path]]:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """The control groups of this process, innermost first; the limit of each applies.
+    """Yield the control groups of this process, innermost first. The limit of each one applies.
 
-    In a container, the path may be that of the host. The mount is then the group of the container.
+    In a container, the path may be that on the host. The mount itself is then the group of the container.
     """
     for line in _read(_PROC / "self/cgroup").splitlines():
         _, names, path = (line + "::").split(":")[:3]
@@ -62,13 +62,13 @@ def _control_groups(controller: str) -> Iterator[Path]:
 
 
 def _numbers(path: Path) -> list[int]:
-    """The numbers in a small kernel file; empty if it is missing or says `max`."""
+    """Return the numbers in a small kernel file; [] if it is missing or contains `max`."""
     words = _read(path).split()
     return list(map(int, words)) if all(word.removeprefix("-").isdigit() for word in words) else []
 
 
 def _field(path: Path, name: str) -> list[int]:
-    """The number after a name in the file, if there is one."""
+    """Return the number after a name in the file, if there is one."""
     rows = (line.split() for line in _read(path).splitlines())
     return [int(row[1]) for row in rows if len(row) > 1 and row[0] == name and row[1].isdigit()]
 

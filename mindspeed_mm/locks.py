@@ -1,8 +1,8 @@
-"""A lock file that lets only one run write into a folder.
+"""A lock file that lets only one run write to a folder.
 
-The lock file names host, process and command. The kernel releases its lock when the process ends. On file
-systems without such locks, and between machines, the start time of the process and the heartbeat of the file
-decide. Reading a folder needs no lock.
+The lock file names the host, process and command. The kernel releases its lock when the process ends. On file
+systems without such locks, and across machines, the start time of the process and the heartbeat of the file
+show whether the holder is running. Reading a folder needs no lock.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mindspeed_mm.process_ids import boot, is_alive, machine, process_start
 
 logger = get_logger(__name__)
 LOCK_FILE = ".mindspeed-mm.lock"
-HEARTBEAT = 10.0  # seconds between two updates of the file time
-PATIENCE = 4.5  # heartbeats that a process on another machine may miss
-SETTLE = 0.2  # seconds until two processes that took a lock at once can read who has it
-_MAX_BYTES = 1 << 16  # size of the longest lock file
-_ENDING = 3  # seconds until the files of a killed process are closed
+HEARTBEAT = 10.0  # seconds between updates of the file time
+PATIENCE = 4.5  # number of heartbeats that a process on another machine may miss
+SETTLE = 0.2  # seconds after which processes that took a lock at the same time can read who has it
+_MAX_BYTES = 1 << 16  # maximum size of a lock file
+_ENDING = 3  # retries while the files of a killed process are being closed, about one second each
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -42,16 +42,16 @@ class Holder:
     """The process that holds a lock, as the lock file describes it."""
 
     host: str
-    machine: str  # host and process namespace: a process id is unique only within one
+    machine: str  # host and process namespace, within which a process id is unique
     boot: str  # changes when the host reboots
     pid: int
-    start: int  # clock ticks from the host's start to the process's; 0 = unknown
-    since: float  # seconds since 1970
+    start: int  # start of the process in clock ticks since the host booted; 0 = unknown
+    since: float  # seconds since the epoch
     command: str
 
     @classmethod
     def this_process(cls) -> Holder:
-        """The holder that describes this process."""
+        """Return the holder that describes this process."""
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
         pid = os.getpid()
         return cls(
@@ -65,19 +65,19 @@ class Holder:
         )
 
     def describe(self) -> str:
-        """`pretrain_vace.py … (process 4711 on node-3, since 2026-11-28 13:50:04)`."""
+        """Return text such as `train.py … (process 4711 on node-3, since 2026-11-28 13:50:04)`."""
         command, host = printable(self.command, 80), printable(self.host, 64)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"{command} (process {self.pid} on {host}, since {since})"
 
     @property
     def is_local(self) -> bool:
-        """Whether its process id belongs to this machine and container."""
+        """Whether the process is on this machine and in this container."""
         return self.machine == machine()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs; valid only for a local holder."""
+        """Whether the process is running. Valid only for a local holder."""
         return is_alive(self.pid, self.start) and self.boot == boot()
 
 
@@ -86,12 +86,12 @@ _FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "
 
 @contextmanager
 def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
-    """Hold the lock of `folder` on the first rank; other ranks continue without it.
+    """Hold the lock of `folder` on rank 0. Other ranks continue without it.
 
     Creates the folder if it is missing, and removes incomplete files of killed runs directly in it. Raises
     LaunchError if another run holds the lock.
 
-    `choose` names the flag or key that moves the run elsewhere: `choose another {choose}`.
+    `choose` is the flag or key that sets the folder, for the advice `choose another {choose}`.
     """
     if rank() != 0:
         yield
@@ -110,13 +110,13 @@ def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
             beat.join()
             _release(folder, handle)
     finally:
-        for path in made:  # removed again if they are still empty
+        for path in made:  # remove them again if they are still empty
             with suppress(OSError):
                 path.rmdir()
 
 
 def check_unlocked(folder: Path, *, choose: str) -> None:
-    """Raise early if a process of this machine holds the lock. Does not take it, and never waits.
+    """Check that no process on this machine holds the lock. Does not take it, and never waits.
 
     Raises LaunchError.
     """
@@ -125,13 +125,13 @@ def check_unlocked(folder: Path, *, choose: str) -> None:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether another running process of this machine holds the lock of `folder`."""
+    """Return whether another running process on this machine holds the lock of `folder`."""
     holder = read_holder(folder)
     return holder is not None and holder.is_local and holder.is_alive and holder.pid != os.getpid()
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """The holder that the lock file of `folder` names; None without a lock file."""
+    """Return the holder that the lock file of `folder` names, or None if there is no valid lock file."""
     try:
         handle = _open(folder / LOCK_FILE, os.O_RDONLY)
     except OSError:
@@ -154,7 +154,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _take(folder: Path, choose: str) -> int:
-    """Open, lock and write the lock file; returns its descriptor. Raises LaunchError."""
+    """Open, lock and write the lock file, and return its descriptor. Raises LaunchError."""
     path = folder / LOCK_FILE
     while True:
         try:
@@ -163,7 +163,7 @@ def _take(folder: Path, choose: str) -> int:
             raise _cannot_write(path, error, choose) from None
         try:
             locked = _try_lock(handle)
-            if not _is_at(handle, path):  # the holder ended and removed it
+            if not _is_at(handle, path):  # the holder ended and removed the file
                 os.close(handle)
                 continue
             before = _holder_in(handle, written=locked is False)
@@ -197,10 +197,10 @@ def _cannot_write(path: Path, error: OSError, choose: str) -> LaunchError:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Whether this process now holds the kernel's lock; None if the file system has no locks.
+    """Try to take the kernel's lock. Returns whether it succeeded, or None if the file system has no locks.
 
-    A record lock and not flock, because child processes inherit a flock: a reader that outlives its killed
-    parent would keep the folder locked.
+    Uses a record lock, because child processes inherit a flock, so a reader that outlives its killed parent
+    would keep the folder locked.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,14 +214,14 @@ def _try_lock(handle: int) -> bool | None:
 
 
 def _is_held(handle: int, holder: Holder | None, locked: bool | None) -> bool:
-    """Whether the holder of the lock still runs; `locked` is the result of `_try_lock`."""
+    """Return whether the holder of the lock is still running. `locked` is the result of `_try_lock`."""
     if locked is False:
         return True
     if holder is None:
         return False
     if holder.is_local:
         return holder.is_alive
-    # Another container on the same kernel: the kernel would know its lock.
+    # The holder is in another container on the same kernel, which would know of its lock.
     if locked and holder.boot == boot() and holder.boot:
         return False
     logger.info(f"waiting {HEARTBEAT * PATIENCE:.0f} s for a heartbeat of {holder.describe()}")
@@ -229,7 +229,7 @@ def _is_held(handle: int, holder: Holder | None, locked: bool | None) -> bool:
 
 
 def _beats(handle: int) -> bool:
-    """Whether the lock file gets a heartbeat within the waiting time. Compares times of one clock only."""
+    """Wait for a heartbeat of the lock file. Never compares times of different clocks."""
     before, end = os.fstat(handle).st_mtime_ns, time.monotonic() + HEARTBEAT * PATIENCE
     while time.monotonic() < end:
         time.sleep(min(1.0, HEARTBEAT / 5))
@@ -245,7 +245,7 @@ def _beat(handle: int, over: threading.Event) -> None:
 
 
 def _holder_in(handle: int, *, written: bool) -> Holder | None:
-    """The holder in an open lock file. `written`: the file is locked, so wait briefly for the name."""
+    """Return the holder in an open lock file. If `written`, it is locked, so wait briefly for the name."""
     for _ in range(10):
         with suppress(ValueError):
             found = _parse(os.pread(handle, _MAX_BYTES, 0))
@@ -265,7 +265,7 @@ def _write(handle: int, holder: Holder, *, settle: bool) -> None:
 
 
 def _parse(text: bytes) -> Holder | None:
-    """The holder in the text of a lock file; None if it is empty. Raises ValueError if it is incomplete."""
+    """Parse a lock file. Returns None if it is empty. Raises ValueError if it is incomplete."""
     if not text.strip(b"\0 \n"):
         return None
     try:
@@ -280,7 +280,7 @@ def _parse(text: bytes) -> Holder | None:
 def _release(folder: Path, handle: int) -> None:
     path = folder / LOCK_FILE
     with suppress(OSError):
-        if _is_at(handle, path):  # before unlocking: nobody must lock a file that disappears
+        if _is_at(handle, path):  # remove before unlocking, so that nobody locks a file that disappears
             path.unlink()
     os.close(handle)
 
@@ -301,7 +301,7 @@ def _refusal(folder: Path, holder: Holder | None, choose: str) -> LaunchError:
 
 
 def _make_folders(folder: Path, choose: str) -> list[Path]:
-    """Create `folder`; returns the folders that were missing, innermost first."""
+    """Create `folder`, and return the folders that were missing, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

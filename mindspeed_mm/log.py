@@ -1,4 +1,4 @@
-"""Rank-aware logging, and the conversion of an error into one line and an exit code."""
+"""Rank-aware logging, and the conversion of errors to one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import ParamSpec, TextIO, TypeVar
 from mindspeed_mm.errors import ConfigError, LaunchError, MindSpeedMMError, printable, sentence_of
 from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
-_LONGEST = 4000  # characters of one log line
-_MAX_DIGITS = 9  # digits of a rank
+_LONGEST = 4000  # maximum characters of a log line
+_MAX_DIGITS = 9  # maximum digits of a rank
 P = ParamSpec("P")
 R = TypeVar("R")
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the file that torchrun reads to report the first failing rank
 
 
 def rank() -> int:
-    """This process's global rank, from torchrun's environment; 0 outside torchrun. Raises LaunchError."""
+    """Return the global rank from torchrun's environment, or 0 outside torchrun. Raises LaunchError."""
     return launch_number("RANK", 0)
 
 
 def local_rank() -> int:
-    """This process's rank on its machine, from torchrun's environment; 0 outside torchrun.
+    """Return the rank on this machine from torchrun's environment, or 0 outside torchrun.
 
     Raises LaunchError.
     """
@@ -35,12 +35,12 @@ def local_rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 outside torchrun. Raises LaunchError."""
+    """Return the number of processes that torchrun started, or 1 outside torchrun. Raises LaunchError."""
     return launch_number("WORLD_SIZE", 1)
 
 
 def launch_number(name: str, minimum: int) -> int:
-    """A number from torchrun's environment; `minimum` outside torchrun.
+    """Return a number from torchrun's environment, or `minimum` outside torchrun.
 
     Raises LaunchError for a value below `minimum`.
     """
@@ -58,7 +58,7 @@ def launch_number(name: str, minimum: int) -> int:
 def setup_logging() -> None:
     """Log plain lines to stdout.
 
-    INFO comes from rank 0, warnings from every rank, and `on_rank` records from the ranks they name.
+    Rank 0 logs everything. The other ranks log warnings and records marked with `on_every_rank`.
     """
     handler = _Stdout(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
@@ -71,21 +71,21 @@ def setup_logging() -> None:
 
 
 class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
-    """A handler for stdout. A closed pipe (`| head`) ends the output, not the run."""
+    """A handler for stdout. A closed pipe, as with `| head`, ends the output but not the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # Python flushes stdout at exit, too
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # because Python flushes stdout again at exit
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
 
 
 class _Lines(logging.Formatter):
-    """Formats notes, which may have several lines, and warnings as one line, because they may quote a file.
+    """Formats notes, which may have several lines, and warnings, which are one line.
 
-    Escapes control characters in both.
+    Escapes control characters in both, because they may quote a file.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -96,30 +96,30 @@ class _Lines(logging.Formatter):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger under `mindspeed_mm`, also for callers in other packages."""
+    """Return a logger under `mindspeed_mm`, also for callers in other packages."""
     return logging.getLogger(name if name.startswith("mindspeed_mm") else f"mindspeed_mm.{name}")
 
 
 def is_logging_rank() -> bool:
-    """Whether this is the last rank, which writes the log line and the metrics, as in Megatron."""
+    """Return whether this is the last rank, which writes the log line and the metrics, as in Megatron."""
     return rank() == world_size() - 1
 
 
 def on_every_rank() -> dict[str, bool]:
-    """`logger.info(text, extra=on_every_rank())` prints on every rank.
+    """Return the `extra` of a record that every rank logs: `logger.info(text, extra=on_every_rank())`.
 
-    Megatron's line comes from the last rank.
+    Used for Megatron's log line, which comes from the last rank.
     """
     return {"every_rank": True}
 
 
 def once() -> dict[str, bool]:
-    """`logger.info(text, extra=once())`: log a text only the first time; warnings always behave this way."""
+    """Return the `extra` of a record whose text is logged only once. Warnings always behave this way."""
     return {"once": True}
 
 
 class _Once(logging.Filter):
-    """Drops a note or warning whose text was logged before."""
+    """Drops warnings, and records marked with `once`, whose text was logged before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def _is_logged_here(record: logging.LogRecord) -> bool:
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Make a command's `main` end with one line on stderr instead of a traceback.
 
-    The exit code is 1 for bad input, and 128 + the number of the signal after a signal.
+    The exit code is 1 for bad input, and 128 plus the signal number after a signal.
 
     Set MINDSPEED_MM_TRACEBACK=1 to see where an error was raised.
     """
@@ -167,8 +167,8 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if error is None or os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             line = f"{type(error).__name__}: {error}"
-            # Ranks of one machine usually fail alike: under torchrun the first prints, and torchrun reports
-            # the rest. Compared as text, because these variables may be invalid.
+            # The ranks of a machine usually fail alike, so under torchrun the first one prints, and torchrun
+            # reports the rest. LOCAL_RANK is compared as text, because it may be invalid.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
                 where = f"[rank {os.environ['RANK'][:_MAX_DIGITS]}] " if "RANK" in os.environ else ""
                 sys.stderr.write(f"{where}{line}\n")
@@ -179,9 +179,9 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
 
 
 def _of_a_path(error: OSError) -> ConfigError | None:
-    """An OSError about a path that no reader has explained, as one line.
+    """Convert an OSError about a path, which no reader has explained, to an error of one line.
 
-    None for any other error.
+    Returns None for any other OSError.
     """
     if not isinstance(error.filename, str | bytes):
         return None
@@ -189,12 +189,10 @@ def _of_a_path(error: OSError) -> ConfigError | None:
 
 
 def _leave_to_torchrun(line: str) -> bool:
-    """Write torchrun's error file in the format of torch's `@record`; False if there is none."""
+    """Write torchrun's error file in the format of torch's `@record`. Returns False if there is none."""
     if LAUNCHER in os.environ or not os.environ.get(_ERROR_FILE):
         return False
-    extra = {
-        "timestamp": str(int(time.time()))
-    }  # without `py_callstack`, torchrun reports the message itself
+    extra = {"timestamp": str(int(time.time()))}  # without `py_callstack`, torchrun reports the message
     try:
         with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as file:
             json.dump({"message": {"message": line, "extraInfo": extra}}, file)
@@ -211,14 +209,14 @@ def log_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def terminal() -> TextIO | None:
-    """The stream on which a progress bar can be drawn.
+    """Return the stream on which a progress bar can be drawn, or None.
 
-    This is stderr, or the terminal that a script names because its stderr is a pipe.
+    This is stderr, or the terminal that a script names if its stderr is a pipe.
     """
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        # it must not become the controlling terminal, or Ctrl-C would reach this process only
+        # It must not become the controlling terminal, or Ctrl-C would reach only this process.
         found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
     except (KeyError, OSError):
         return None

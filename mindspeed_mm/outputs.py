@@ -1,4 +1,4 @@
-"""Check that the results of a run can be written, before any work begins."""
+"""Checks that the results of a run can be written, before any work begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path
 from mindspeed_mm.leftovers import NAME_BYTES, temporary_name
 
-PATH_BYTES = 4095  # bytes of the longest path that a system call accepts
+PATH_BYTES = 4095  # maximum length of a path that a system call accepts
 _ROOM = 128  # bytes reserved for the names of files under an output folder
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
@@ -26,7 +26,7 @@ def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
     Raises ConfigError.
 
     `where` names the flag or key. `probe` creates a folder there and removes it, because permission bits
-    alone are not reliable; without it, conditions that depend on the machine of the run are not checked.
+    are not reliable. Without it, nothing that depends on the machine of the run is checked.
     """
     text = _checked_text(path, where)
     place = _nearest(Path(text), where)
@@ -48,14 +48,14 @@ def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
 
 
 def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
-    """Check that file `path` can be written; it may replace an older one. Raises ConfigError."""
+    """Check that the file `path` can be created or replaced. Raises ConfigError."""
     text = _checked_text(path, where)
     try:
         mode = os.stat(text).st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # _check_names explains this one
+        if error.errno != errno.ENAMETOOLONG:  # which _check_names explains
             raise ConfigError(
                 error.strerror or str(error), where=f"{where}: {display_path(text)}", fix="choose another"
             ) from None
@@ -68,7 +68,7 @@ def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
 
 
 def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
-    """Check that files with these `names` can be created in `folder`, and that none of them is a folder.
+    """Check that files with these `names` can be created in `folder`, and that none is a folder.
 
     Raises ConfigError.
     """
@@ -77,7 +77,7 @@ def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
 
 
 def check_not_read(targets: Iterable[Path], inputs: Iterable[str | Path], where: str) -> None:
-    """Check that no file about to be written is also an input; follows links.
+    """Check that no file to be written is also an input. Follows links.
 
     Raises ConfigError.
     """
@@ -92,7 +92,7 @@ def check_not_read(targets: Iterable[Path], inputs: Iterable[str | Path], where:
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Device and inode of a file; None where there is none."""
+    """Return the device and inode of a file, or None if there is no file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def name_problem(name: str, suffix: str) -> str:
-    """Why `name` with `suffix` cannot be a file's name; empty when it can."""
+    """Return why `name` with `suffix` cannot be a file name, or "" if it can."""
     if problem := text_problem(name):
         return problem
     if found := _CONTROL.search(name):
@@ -117,7 +117,7 @@ def name_problem(name: str, suffix: str) -> str:
 
 
 def text_problem(text: str) -> str:
-    """Why `text` cannot be written to a file as UTF-8; empty when it can."""
+    """Return why `text` cannot be written to a file as UTF-8, or "" if it can."""
     found = _SURROGATE.search(text)
     return "" if found is None else f"contains half of a character (the lone surrogate {found[0]!r})"
 
@@ -147,7 +147,7 @@ def _checked_text(path: str | Path, where: str) -> str:
 
 
 def _nearest(path: Path, where: str) -> Path:
-    """`path`, or the nearest parent that exists.
+    """Return `path` or its nearest existing parent.
 
     Raises ConfigError if a file is in the way.
     """
@@ -178,7 +178,7 @@ def _nearest(path: Path, where: str) -> Path:
 
 
 def _check_names(text: str, place: Path, where: str) -> None:
-    """`place` is the folder whose file system counts."""
+    """Check the lengths of the names in a path against the limit of the file system of `place`."""
     longest = NAME_BYTES
     with suppress(OSError, ValueError):
         longest = os.pathconf(place, "PC_NAME_MAX")

@@ -1,4 +1,4 @@
-"""Identify a process by its id, machine and container, boot, and start time."""
+"""Identifies a process by its id, machine and container, boot, and start time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def is_alive(pid: int, start: int = 0) -> bool:
-    """Whether process `pid` runs and, unless `start` is 0, has that start time.
+    """Return whether process `pid` is running and, unless `start` is 0, has that start time.
 
-    A zombie does not count as running.
+    A zombie is not running.
     """
     found = process_start(pid)
     if found is None:
@@ -22,9 +22,9 @@ def is_alive(pid: int, start: int = 0) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """Clock ticks from the host's start to that of process `pid`.
+    """Return the start of process `pid` in clock ticks since the host booted.
 
-    0 if it is unknown, None if there is no such process.
+    Returns 0 if it is unknown, and None if there is no such process.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -43,7 +43,7 @@ def process_start(pid: int) -> int | None:
 
 @cache
 def machine() -> str:
-    """8 hex digits for the host and its process namespace: within one, a process id names one process."""
+    """Return 8 hex digits for the host and the process namespace, within which a process id is unique."""
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")

@@ -1,8 +1,8 @@
-"""How a process stops: on a signal, with its parent, or because a read hangs.
+"""Stops a process on a signal, with its parent, or if a read hangs.
 
 `handling_signals` treats SIGINT, SIGTERM and SIGHUP alike. Outside `deferred` they raise `Stopped` in the
-main thread. Inside it they are only recorded, and the code stops at a point where its state is consistent. A
-second Ctrl-C ends the process at once.
+main thread. Inside it they are only recorded, and the code stops where its state is consistent. A second
+Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
-# set by the launcher: the socket on which rank 0 serves the rendezvous; empty for the other ranks
+# Set by the launcher to the socket on which rank 0 serves the rendezvous; empty for the other ranks.
 STORE = "MINDSPEED_MM_STORE"
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may take after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# All processes of a run end within ten seconds, although some wait for others to stop first.
+# With these limits, all processes of a run end within ten seconds, although some wait for others.
 _UNWIND = 4.0  # seconds for the main thread to leave C code if it has nothing to finish
 _EXIT = 3.0  # seconds for the interpreter to clean up
 _TICK = 0.25  # seconds between checks of a process that is stopping
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 class Stopped(BaseException):
     """A signal stopped the command. `logged` means that the reason has been logged.
 
-    Not an Exception, so that no error handler catches it.
+    It is not an Exception, so that no error handler catches it.
     """
 
     def __init__(self, number: int, *, logged: bool = False) -> None:
@@ -52,16 +52,14 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    """State of this process that concerns stopping."""
+    """The state of this process that is needed to stop it."""
 
     installed: bool = False
     signal: int = 0  # the first stop signal that the main thread received; 0 = none
     exit_code: int = 0  # exit code of a command stopped by a signal; 0 = not stopped
     forked_by_main: bool = True  # whether the main thread of the parent forked this process
     deferred: int = 0  # depth of nested `deferred` blocks in the main thread
-    reading: dict[int, tuple[object, float]] = field(
-        default_factory=dict
-    )  # thread → what it reads, and since when
+    reading: dict[int, tuple[object, float]] = field(default_factory=dict)  # thread → what, since when
 
 
 _STATE = _State()
@@ -69,7 +67,7 @@ _FORK_HOOK: list[bool] = []  # an exit hook cannot be removed, so it is register
 
 
 def stop_signal() -> int:
-    """The signal that asks this process to stop; 0 when none came."""
+    """Return the stop signal that this process received, or 0."""
     return _STATE.signal
 
 
@@ -81,7 +79,7 @@ def check_stop() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Record a signal instead of raising, so that a unit of work or a rename of files completes.
+    """Record a signal instead of raising, so that a unit of work, such as renaming files, completes.
 
     Check `stop_signal` afterwards.
     """
@@ -94,7 +92,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def reading(name: object) -> Iterator[None]:
-    """Register what this thread reads; the error names it if the read hangs after a signal."""
+    """Register what this thread reads, for the error if the read hangs after a signal."""
     thread = threading.get_ident()
     before = _STATE.reading.get(thread)
     _STATE.reading[thread] = (name, time.monotonic())
@@ -109,9 +107,9 @@ def reading(name: object) -> Iterator[None]:
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Stop signals raise `Stopped` or are recorded, and a thread ends a process that does not stop.
+    """Make stop signals raise `Stopped` or be recorded, and end a process that does not stop.
 
-    Of nested uses, the outermost applies.
+    Nested uses have no effect.
 
     A signal that was ignored at the start stays ignored, as `nohup` and background jobs require.
     """
@@ -124,7 +122,7 @@ def handling_signals() -> Iterator[None]:
         os.register_at_fork(
             before=_before_fork, after_in_child=lambda: become_helper() if _STATE.installed else None
         )
-        atexit.register(_leave)  # the first that is registered is the last to run
+        atexit.register(_leave)  # exit handlers run in reverse order, so this one runs last
         _FORK_HOOK.append(True)
     wake, woken = os.pipe()
     for end in (wake, woken):
@@ -163,9 +161,8 @@ def _end_helpers(known: set[BaseProcess]) -> None:
     left = _helpers() - known
     if not left:
         return
-    heard = signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # torch's handler reports a worker that a signal ended
+    # torch's handler would report a worker that a signal ended.
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for helper in left:
         helper.kill()
     for helper in left:
@@ -185,15 +182,15 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 
 def exit_by_signal(number: int) -> None:
-    """End like a process killed by the signal, so that a shell ends its loop, too. Does not return."""
+    """End like a process killed by the signal, so that a shell loop ends, too. Does not return."""
     _flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # the signal is blocked
+    os._exit(128 + number)  # reached only if the signal is blocked
 
 
 def die_at_exit(number: int) -> None:
-    """After Ctrl-C, end by SIGINT itself once threads have ended.
+    """At exit, after threads have ended, end by SIGINT itself if the signal was Ctrl-C.
 
     After other signals, and in ranks of a launcher, end with the exit code.
     """
@@ -206,7 +203,7 @@ def die_at_exit(number: int) -> None:
 def _leave() -> None:
     """Skip the interpreter's teardown of a stopped process, after all other exit handlers.
 
-    The teardown of torch's objects takes a second of CPU.
+    Tearing down torch's objects takes a second of CPU time.
     """
     if _STATE.exit_code:
         _flush()
@@ -220,19 +217,19 @@ def _flush() -> None:
 
 
 def _limit_exit(code: int) -> None:
-    """End the process after a time limit, so that a helper that hangs in a read cannot keep it alive."""
+    """End the process after a time limit, so that a helper with a hanging read cannot keep it alive."""
     timer = threading.Timer(_EXIT, os._exit, (code,))
     timer.daemon = True
     timer.start()
 
 
 def is_rank() -> bool:
-    """Whether a launcher or torchrun started this process, or its parent."""
+    """Return whether a launcher or torchrun started this process or its parent."""
     return LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def grace() -> float:
-    """Seconds that a read may take after a signal: MINDSPEED_MM_GRACE, 60 by default."""
+    """Return how many seconds a read may take after a signal: MINDSPEED_MM_GRACE, 60 by default."""
     try:
         return max(0.0, float(os.environ.get(GRACE, "60")))
     except ValueError:
@@ -240,9 +237,9 @@ def grace() -> float:
 
 
 def _parent_to_watch() -> int:
-    """The id of the launcher or torchrun, with which this process must end.
+    """Return the process id of the launcher or torchrun, with which this process must end.
 
-    0 for a command that a user started, because it may outlive its shell.
+    Returns 0 for a command that a user started, because it may outlive its shell.
     """
     parent = os.getppid()
     if LAUNCHER in os.environ and os.environ[LAUNCHER] != str(parent):
@@ -256,7 +253,7 @@ def _parent_to_watch() -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Let Linux kill this process when its parent thread ends; on other systems a thread polls the parent."""
+    """Make Linux kill this process when its parent thread ends. Other systems rely on polling the parent."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -280,7 +277,7 @@ def _is_alive(process: str) -> bool:
 def become_helper() -> None:
     """Set up a process that works for its parent: ignore signals, and end with the parent.
 
-    Forked processes do this by themselves.
+    Forked processes do this automatically.
     """
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:
@@ -300,9 +297,9 @@ def _end_with(parent: int) -> None:
 
 
 def _watch(wake: int, over: threading.Event, parent: int) -> None:
-    """The thread that sees a signal, or the end of the parent, while the main thread is in C code."""
+    """Watch for a signal or the end of the parent, in a thread, because the main thread may be in C code."""
     first, since = 0, 0.0
-    poll = select.poll()  # select() takes no descriptor above 1023
+    poll = select.poll()  # not select(), which accepts no descriptor above 1023
     poll.register(wake, select.POLLIN)
     while not over.is_set():
         arrived = poll.poll(1000 * (_TICK if first else 1))
@@ -316,7 +313,7 @@ def _watch(wake: int, over: threading.Event, parent: int) -> None:
         if first:
             _end_what_hangs(first, since)
         if arrived:
-            time.sleep(0.05)  # a closed pipe stays readable
+            time.sleep(0.05)  # because a closed pipe stays readable
     os.close(wake)
 
 
@@ -328,7 +325,7 @@ def _end_what_hangs(number: int, since: float) -> None:
             f"DataError: still reading {slow[0]} {now - since:.0f} s after {name}; stopping without it", 1
         )
     if not _STATE.deferred:
-        limit = grace() if _STATE.signal else _UNWIND  # it cleans up, or has not received the signal
+        limit = grace() if _STATE.signal else _UNWIND  # cleaning up, or in C code since before the signal
         if now - since >= limit:
             what = next(iter(_STATE.reading.values()), ("", 0.0))[0]
             _give_up(f"stopped by {name}" + (f" while reading {what}" if what else ""), 128 + number)

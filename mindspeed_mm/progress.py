@@ -1,4 +1,4 @@
-"""The progress bar: a bar with rate and ETA on a terminal, and occasional lines in a log."""
+"""Shows progress: a bar with rate and ETA on a terminal, and occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from mindspeed_mm.log import get_logger, rank, terminal
 
 logger = get_logger(__name__)
-LINE_EVERY = 30.0  # seconds between two lines in a log
+LINE_EVERY = 30.0  # seconds between lines in a log
+# Assumed size of a terminal that reports none, as in `docker exec` and CI, where tqdm would draw nothing.
 _SCREEN = (
     80,
     24,
-)  # columns of a terminal that reports no size, as in `docker exec` and CI; tqdm would draw nothing
+)
 
 
 class Progress:
-    """Progress of a long job: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
+    """The progress of a long job: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
 
-    `unit` is in the singular; "B" means bytes. `shown`: whether this process draws and logs (None: only rank
-    0). A log gets a line every `every` seconds; with `lines`, that many lines in all, at equal shares of the
-    job.
+    `unit` is singular; "B" means bytes. `shown` is whether this process draws and logs; None means only on
+    rank 0. A log gets a line every `every` seconds or, with `lines`, that many evenly spaced lines in total.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         shown = rank() == 0 if shown is None else shown
         self.done = initial
-        self._worked = 0  # steps done here that took time
+        self._worked = 0  # units done here that took time
         self._every = every if shown else None
         self._share = max(1, total // lines) if lines and shown else None
         self._started = self._logged = time.monotonic()
         self._screen = terminal() if shown and total else None
         self._bar: Any = None
         if self._screen is not None:
-            from tqdm import tqdm  # imported here because it takes 30 ms, which --help does not need
+            from tqdm import tqdm  # imported here, because it takes 30 ms and --help does not need it
 
             columns, rows = os.get_terminal_size(self._screen.fileno())
             is_sized = columns > 0 and rows > 0
@@ -74,7 +74,7 @@ class Progress:
     def step(self, count: int = 1, *, worked: bool = True, note: str = "") -> None:
         """Count `count` more units as done.
 
-        `worked=False`: they took no time, so they do not affect rate and ETA.
+        With `worked=False`, they took no time, so they do not affect rate and ETA.
         """
         self.done += count
         self._worked += count if worked else 0
@@ -86,7 +86,7 @@ class Progress:
             logger.info(self.line(note))
 
     def clear(self) -> None:
-        """Clear the bar to make room for a line of text; the next step draws it again."""
+        """Clear the bar to make room for a line of text. The next step redraws it."""
         if self._bar is not None:
             self._bar.clear()
 
@@ -99,7 +99,7 @@ class Progress:
         self._bar = self._screen = None
 
     def line(self, note: str = "") -> str:
-        """`clips 12/300 | 1.9 s/clip | ETA 0:09:03 | failed 0`."""
+        """Return the log line, such as `clips 12/300 | 1.9 s/clip | ETA 0:09:03 | failed 0`."""
         rate = self._worked / max(time.monotonic() - self._started, 1e-9)
         left = str(timedelta(seconds=round((self.total - self.done) / rate))) if rate else "unknown"
         parts = [f"{self.name} {self._amounts()}", self._rate(rate), f"ETA {left}", note]
@@ -124,7 +124,7 @@ class Progress:
 
 
 def size_text(count: float) -> str:
-    """Bytes in readable form: 3.2 MB."""
+    """Format a number of bytes, such as 3.2 MB."""
     power = 0
     while count >= 999.5 and power < 4:
         count, power = count / 1000, power + 1

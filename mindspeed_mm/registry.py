@@ -1,4 +1,4 @@
-"""A table of named entries that other packages extend by entry points; unused entries are not imported."""
+"""A registry of named entries that other packages extend through entry points. Imports only used entries."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind. `group` is the entry-point group in which other packages add theirs.
+    """The entries of a kind. `group` is the entry-point group in which other packages add theirs.
 
-    An outside package adds one with `entry_points={"mindspeed_mm.models": ["mine = my_pkg:SPEC"]}`.
+    Another package adds one with `entry_points={"mindspeed_mm.models": ["mine = my_pkg:SPEC"]}`.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         self._aliases: dict[str, str] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Add one entry. Raises ConfigError if the name is taken by another one."""
+        """Add an entry, and return it. Raises ConfigError if the name is taken by another one."""
         if self._entries.setdefault(name, entry) is not entry:
             raise ConfigError(
                 f"{self.kind} {name!r} is registered twice", fix="give one of them another name"
@@ -34,11 +34,11 @@ class Registry(Generic[T]):
         return entry
 
     def alias(self, short: str, name: str) -> None:
-        """Another name for an entry. It is not listed, and an entry with that name takes precedence."""
+        """Add another name for an entry. It is not listed, and an entry of that name takes precedence."""
         self._aliases[short] = name
 
     def get(self, name: str) -> T:
-        """The entry `name`: from this package, else from installed packages, else by an alias.
+        """Return the entry `name` from this package, else from installed packages, else by an alias.
 
         Raises ConfigError with the nearest known name.
         """
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         )
 
     def names(self) -> tuple[str, ...]:
-        """Our own in the order in which they were added, then those of installed packages by name."""
+        """Return the names from this package in the order of addition, then the others, sorted."""
         return (*self._entries, *(name for name in self if name not in self._entries))
 
     def __iter__(self) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Registry(Generic[T]):
 
 
 def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:
-    """` (did you mean 'num_heads'?)`, or "" if no known word is similar. Ignores case."""
+    """Return ` (did you mean 'num_heads'?)`, or "" if no known word is similar. Ignores case."""
     plain = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word[:200].lower(), list(plain), n=1, cutoff=0.6)
     return f" (did you mean {plain[nearest[0]]!r}?)" if nearest else ""
@@ -75,7 +75,7 @@ def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) ->
 def resolve(reference: str) -> Any:
     """Import `package.module:name` and return the object.
 
-    Entries name their code this way, so that --help imports little.
+    Entries refer to their code this way, so that --help imports little.
     """
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)

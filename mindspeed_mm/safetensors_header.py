@@ -1,4 +1,4 @@
-"""The header of a safetensors file."""
+"""Reads the header of a safetensors file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mindspeed_mm.files import (
     regular_file,
 )
 
-HEADER_BYTES = 100_000_000  # bytes; the limit of the reference reader
+HEADER_BYTES = 100_000_000  # maximum size, as in the reference reader
 
 
 def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str, Any], int, int]:
-    """The JSON header of a safetensors file, the offset of its values, and the file size.
+    """Return the JSON header of a safetensors file, the offset of its values, and the file size.
 
-    Raises `error`. Reads no values.
+    Reads no values. Raises `error`.
     """
     where = display_path(regular_file(path, error))
     try:

@@ -1,4 +1,4 @@
-"""Decode the bytes of a file as UTF-8; the error for other bytes names their likely encoding."""
+"""Decodes the bytes of a file as UTF-8. The error for other bytes names their likely encoding."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import codecs
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 
 _BOMS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, because it begins with the same mark
+    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, whose mark is a prefix of it
     (b"\x00\x00\xfe\xff", "UTF-32"),
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+# First byte: lowest and highest; second byte: lowest.
 _COMMON_PAIRS = {
     "GBK": (0xB0, 0xD7, 0xA1),
     "Big5": (0xA4, 0xC6, 0x40),
-}  # first byte: lowest, highest; second byte: lowest
+}
 
 
 def decode_text(data: bytes, where: str, error: type[MindSpeedMMError] = ConfigError) -> str:
@@ -46,7 +47,7 @@ def decode_text(data: bytes, where: str, error: type[MindSpeedMMError] = ConfigE
 def _guess_encoding(data: bytes) -> str:
     """Guess GBK, Big5 or a Western encoding.
 
-    GBK and Big5 use two bytes for a character; the first byte tells whether the character is a common one.
+    GBK and Big5 use two bytes per character, and the first byte shows whether the character is a common one.
     """
     shares = {name: _common_share(data[: 1 << 16], name, *bounds) for name, bounds in _COMMON_PAIRS.items()}
     best = max(shares, key=lambda name: shares[name])  # on a tie, the first one
@@ -54,7 +55,8 @@ def _guess_encoding(data: bytes) -> str:
 
 
 def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
-    """The share of common characters among the non-ASCII ones; 0 for bytes that are not in this encoding."""
+    """Return the fraction of common characters among the non-ASCII ones; 0 for bytes in other encodings."""
+
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be incomplete
     except UnicodeDecodeError:
@@ -67,6 +69,6 @@ def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) 
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Split at ` ` and `\r ` only: U+2028, U+0085 and form feeds are part of a caption."""
+    r"""Split at `\n` and `\r\n` only, because U+2028, U+0085 and form feeds are part of a caption."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]

@@ -3,7 +3,7 @@
 import os
 import sys
 
-if not __package__:  # run by its path: this folder must not shadow the standard library's inspect
+if not __package__:  # run by its path, so keep this folder from shadowing the standard library's inspect
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from mindspeed_mm.cli.main import main

@@ -1,4 +1,4 @@
-"""Code that all verbs share: argument parsing, help, and the files that `--config` names."""
+"""Code shared by all verbs: argument parsing, help, and the files that `--config` names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path, read_json_object
 
 _WIDTH = 80
-_EVERY_VERB = (  # except verbs that read no file and run only briefly
+# Not for verbs that read no file and run only briefly.
+_EVERY_VERB = (
     ("--set", "--set a.b=value", "replace a nested key of these; flags win"),
     ("--dry-run", "--dry-run", "check everything and stop"),
     ("--print-config", "--print-config", "print the settings as JSON and stop"),
@@ -25,11 +26,11 @@ _EVERY_VERB = (  # except verbs that read no file and run only briefly
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One kind of file that `--config` takes."""
+    """A kind of file that `--config` accepts."""
 
-    flag: str  # flag of the job that gets the file; "" = the positional argument
+    flag: str  # job flag that receives the file; "" = the positional argument
     what: str
-    keys: frozenset[str] = frozenset()  # top-level keys; any of them identifies a JSON as this kind
+    keys: frozenset[str] = frozenset()  # top-level keys, any of which identifies a JSON as this kind
     suffixes: tuple[str, ...] = (".json",)
 
 
@@ -47,12 +48,12 @@ class Command:
 
     verb: str
     summary: str
-    usage: str  # what follows `vace VERB` in the usage line
-    parser: Callable[[Sequence[str] | None], FlagParser]  # called with the arguments, or None for the help
+    usage: str  # the usage line after `vace VERB`
+    parser: Callable[[Sequence[str] | None], FlagParser]  # called with the arguments, or with None for help
     run: Callable[[Sequence[str]], object]
     files: tuple[ConfigFile, ...]
-    common: Mapping[str, Sequence[str]]  # title → common flags, without dashes
-    notes: tuple[str, ...] = ()  # extra lines of the help
+    common: Mapping[str, Sequence[str]]  # title → common flags, without leading dashes
+    notes: tuple[str, ...] = ()  # extra lines of help
     launch: Launch | None = None
     kept: tuple[str, ...] = field(default=("--local_rank",))  # flags that keep their underscores
 
@@ -71,7 +72,7 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
         return lambda: None
     task_argv = _with_config_files(command, getattr(common, "config_files", None) or [], rest)
     full = _with_common(command.parser(task_argv), command)
-    full.parse_strict(task_argv)  # its error suggests the nearest flag, common ones included
+    full.parse_strict(task_argv)  # on an error, suggests the nearest flag, including common ones
     ranks = parse(RankConfig, given(common, RankConfig), command.prog) if command.launch else RankConfig()
     if command.launch is None or ranks.nproc is None:
         if ranks != RankConfig():
@@ -88,7 +89,7 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
 
 
 def short_help(command: Command) -> str:
-    """The flags that are usually set, by group, on one screen."""
+    """Return the flags that are usually set, by group, on one screen."""
     lines = [f"usage: {command.prog} {command.usage}", "", f"{command.summary}.", ""]
     known = command.parser(None).flags()
     if command.files:
@@ -107,26 +108,26 @@ def short_help(command: Command) -> str:
 
 
 def full_help(command: Command, argv: Sequence[str]) -> str:
-    """Every flag of the job, and the flags that all verbs have."""
+    """Return every flag of the job, and the flags of every verb."""
     parser = _with_common(command.parser(argv or None), command)
     parser.usage = f"{command.prog} {command.usage}"
     return parser.format_help()
 
 
 def help_row(head: str, text: str) -> list[str]:
-    """`  head   text`, wrapped to a screen."""
+    """Return the lines of `  head   text`, wrapped to the screen."""
     wrapped = textwrap.wrap(text, _WIDTH - 21, break_on_hyphens=False) or [""]
     return [f"  {head if not number else '':<19}{line}" for number, line in enumerate(wrapped)]
 
 
 def _dashed(word: str, kept: Sequence[str]) -> str:
-    """`--num_frames` as the JSON spells it → `--num-frames`."""
+    """Convert a flag as the JSON spells it, such as `--num_frames`, to `--num-frames`."""
     name, equals, value = word.partition("=")
     return word if not word.startswith("--") or name in kept else name.replace("_", "-") + equals + value
 
 
 def _with_common(parser: FlagParser, command: Command) -> FlagParser:
-    """`parser`, with the flags of every verb added."""
+    """Add the flags of every verb to `parser`, and return it."""
     known = parser.flags()
     group = parser.add_argument_group("every verb")
     if command.files:
@@ -147,7 +148,7 @@ def _with_common(parser: FlagParser, command: Command) -> FlagParser:
 
 
 def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
-    """Replace `--config FILE…` by the job's own flags, chosen by suffix and top-level keys."""
+    """Replace `--config FILE…` with the job's own flags, chosen by suffix and top-level keys."""
     found: dict[str, str] = {}
     for path in paths:
         kind = _kind_of(command, path)

@@ -1,4 +1,4 @@
-"""`vace convert METHOD`: the methods of mm-convert, with the fields of their configs as plain flags."""
+"""`vace convert METHOD`: the methods of mm-convert, with their config fields as plain flags."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Method:
-    words: tuple[str, ...]  # the words that name it
+    words: tuple[str, ...]  # the words on the command line that name it
     convert: Callable[[Any], None]
     schema: type[Config]
 
     @property
     def nested(self) -> dict[str, type[Config]]:
-        """Fields that are configs themselves; their own fields become flags, too."""
+        """The fields that are configs themselves. Their own fields become flags, too."""
         hints = {name: field.annotation for name, field in self.schema.model_fields.items()}
         return {name: hint for name, hint in hints.items() if is_config(hint)}
 
 
 def _find(argv: Sequence[str]) -> _Method:
-    """The method at the beginning: `METHOD` or `CONVERTER METHOD`. Raises ConfigError."""
+    """Return the method that `argv` starts with: `METHOD` or `CONVERTER METHOD`. Raises ConfigError."""
     words = [word for word in argv[:2] if not word.startswith("-")]
     named = bool(words) and words[0] in CONVERTERS
     methods = CONVERTERS.get(words[0] if named else DEFAULT).methods
@@ -55,7 +55,7 @@ def _find(argv: Sequence[str]) -> _Method:
 
 
 def _parser(argv: Sequence[str] | None) -> FlagParser:
-    method = _find(["hf_to_mm"] if argv is None else argv)  # help: what most methods have
+    method = _find(["hf_to_mm"] if argv is None else argv)  # for help, a method with the usual flags
     summary = (method.convert.__doc__ or "").strip().partition("\n")[0]
     parser = FlagParser(PROG, summary)
     parser.add_argument("method", nargs=len(method.words), metavar="METHOD", help=" ".join(method.words))
@@ -74,7 +74,7 @@ def _parser(argv: Sequence[str] | None) -> FlagParser:
 
 
 def read_config(argv: Sequence[str]) -> Config:
-    """The settings of a method: from the file, then `--set`, then flags; later ones win.
+    """Return the settings of a method from the file, then `--set`, then flags. Later ones win.
 
     Raises ConfigError.
     """

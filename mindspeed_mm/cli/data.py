@@ -1,4 +1,4 @@
-"""`vace data import` and `vace data split`: clips of other projects, and long files, as datasets."""
+"""`vace data import` and `vace data split`: make datasets from other projects' data and from long files."""
 
 from __future__ import annotations
 

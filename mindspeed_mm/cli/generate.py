@@ -15,14 +15,14 @@ SERVER = "--server"
 
 
 def parser() -> FlagParser:
-    """The job's flags, and where it runs."""
+    """Build the parser with the flags of the job and of the place where it runs."""
     made = job_parser(PROG)
     made.add_argument(SERVER, metavar="URL", help="let a vace serve make the videos; its weights are used")
     return made
 
 
 def run(argv: Sequence[str]) -> None:
-    """Make the videos here, or let a server make them."""
+    """Generate the videos on this machine or on a server."""
     words = [
         part for word in argv for part in (word.split("=", 1) if word.startswith(f"{SERVER}=") else [word])
     ]

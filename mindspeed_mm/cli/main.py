@@ -1,6 +1,6 @@
 """`vace VERB …`: one command for the jobs of the scripts, mm-convert and mm-inspect.
 
-The file of a verb is imported when the verb is used.
+The module of a verb is imported when the verb is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ for every verb
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Exits with 1 and one line on bad input."""
+    """Run the command. On bad input, print one line and exit with 1."""
     _prepare(sys.argv[1:] if argv is None else list(argv))()
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _prepare(argv: list[str]) -> Callable[[], object]:
     """Check the arguments, and return the function to run.
 
-    The task handles signals itself, and so does the launcher.
+    That function is called outside `one_line_errors`, because the task and the launcher handle signals.
     """
     if not argv or argv[0] in ("-h", "--help", "--help-all"):
         sys.stdout.write(help_text())
@@ -73,5 +73,5 @@ def _prepare(argv: list[str]) -> Callable[[], object]:
 
 
 def help_text() -> str:
-    """The text of `vace --help`, which fits on one screen."""
+    """Return the text of `vace --help`, which fits on one screen."""
     return HELP.format(verbs="\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items()))

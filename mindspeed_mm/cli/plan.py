@@ -1,4 +1,4 @@
-"""`vace plan`: memory and time of a training run before its launch."""
+"""`vace plan`: the memory and time of a run before it is launched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_mm.tasks.plan import main
 
 
 def parser(argv: Sequence[str] | None) -> FlagParser:
-    """Training's flags, or with `--generate` those of generation, and the planner's."""
+    """Build the parser with the flags of training, or with `--generate` of generation, and of the planner."""
     if not any(word.partition("=")[0] == plan_generation.FLAG for word in argv or ()):
         made = plan_parser(PROG)
         help_ = "plan the run of this inference JSON; its keys are flags then"

@@ -1,4 +1,4 @@
-"""`--nproc N`: start the processes of a run in the same way as the scripts do."""
+"""`--nproc N`: starts the processes of a run as the scripts do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.log import one_line_errors
 
-# The defaults that examples/vace/common.sh exports.
+# Defaults, as exported by examples/vace/common.sh.
 ENVIRONMENT: Mapping[str, str] = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "2",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -31,7 +31,7 @@ ASCEND: Mapping[str, str] = {
 
 
 class RankConfig(Config):
-    """The processes of a run, and the address of their rendezvous."""
+    """The processes of a run and the address of their rendezvous."""
 
     nproc: int | None = Field(
         default=None,
@@ -54,7 +54,7 @@ class RankConfig(Config):
 
     @property
     def world(self) -> int:
-        """Number of processes on all machines."""
+        """The number of processes on all machines."""
         return (self.nproc or 1) * self.nnodes
 
 
@@ -62,12 +62,11 @@ class RankConfig(Config):
 class Launch:
     """How the launcher starts a task."""
 
-    check: str  # extra flags of the process that checks the job first
+    check: str  # extra flags for the process that checks the job first
     show_check: bool = False
     rank_flags: str = ""
-    batch: Callable[[Sequence[str], int], int] | None = (
-        None  # (arguments, ranks) → global batch size, for the report of the speed
-    )
+    # (arguments, ranks) → global batch size, for reporting the speed.
+    batch: Callable[[Sequence[str], int], int] | None = None
 
 
 def check_here(ranks: RankConfig) -> None:
@@ -76,7 +75,7 @@ def check_here(ranks: RankConfig) -> None:
 
 
 def start_ranks(verb: str, launch: Launch, ranks: RankConfig, argv: Sequence[str]) -> None:
-    """Check the job once, run it on every rank, and end with the exit code of the run."""
+    """Check the job once, run it on every rank, and exit with the exit code of the run."""
     from mindspeed_mm.tools.launch import main
 
     ascend = ASCEND if "ASCEND_HOME_PATH" in os.environ else {}

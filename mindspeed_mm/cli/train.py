@@ -15,9 +15,8 @@ PROG = "vace train"
 
 def _batch(argv: Sequence[str], ranks: int) -> int:
     training = PretrainJob.from_argv(argv, ranks, PROG).training
-    is_logged = (
-        training.batch.train_iters or 0
-    ) >= training.log.log_interval  # without it there is no speed to report
+    # A run that ends before its first log line has no speed to report.
+    is_logged = (training.batch.train_iters or 0) >= training.log.log_interval
     return (training.batch.global_batch_size or 0) if is_logged else 0
 
 

@@ -1,4 +1,4 @@
-"""A chart of the memory of a run on 1 to 1024 devices, as stacked bars."""
+"""Draws the memory of a run on 1 to 1024 devices as stacked bars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GIB = 2.0**30
 
 
 def draw_plan(path: Path, title: str, counts: Sequence[AtCount], capacity: float) -> None:
-    """Write a PNG: a bar for each number of devices, a colour for each term, a line at the device's memory.
+    """Write a PNG with a bar per number of devices, a colour per term, and a line at the device's memory.
 
     Raises ConfigError.
     """

@@ -1,7 +1,7 @@
-"""`vace doctor`: whether this machine is ready for a run, one line for each check, with a fix.
+"""`vace doctor`: checks whether this machine is ready for a run, and prints a line with a fix for each check.
 
-Changes nothing and keeps nothing. It checks what a run needs but cannot check before it starts: packages,
-devices, process groups, disks, limits.
+It leaves the machine unchanged. It checks what a run needs but cannot check before it starts: packages,
+devices, process groups, disks and limits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ State = Literal["ok", "warn", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was checked, its state, and what to do."""
+    """A line of output: what was checked, its state, and what to do."""
 
     name: str
     state: State
@@ -36,7 +36,7 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """`ok      clock        …`."""
+        """Return the line, such as `ok      clock        …`."""
         return f"{self.state:<8}{self.name:<14}{self.found}" + (f"; {self.fix}" if self.fix else "")
 
 
@@ -44,7 +44,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 class DoctorFlags(Config):
-    """Folders to check."""
+    """The folders to check."""
 
     data: str = Field(default=".", description="folder of clips or features: its disk is measured")
     out: str = Field(default=".", description="folder that a run would write to: its free space counts")
@@ -54,7 +54,7 @@ class DoctorFlags(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Run all checks, print one line for each finding, and exit with 1 if something is broken."""
+    """Run all checks, print a line for each finding, and exit with 1 if something is broken."""
     arguments = job_parser(prog).parse_strict(argv)
     flags = parse(DoctorFlags, given(arguments, DoctorFlags), prog)
     if flags.print_config:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """The flags of the command."""
+    """Build the command's parser."""
     parser = FlagParser(prog, "Check whether this machine is ready for a run.")
     add_flags(parser, DoctorFlags, "doctor")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -94,7 +94,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def all_checks(data: Path, out: Path) -> dict[str, Check]:
-    """Name → check, fast ones first."""
+    """Return name → check, fast checks first."""
     from mindspeed_mm.tools import doctor_device, doctor_machine
 
     return {
@@ -111,7 +111,7 @@ def all_checks(data: Path, out: Path) -> dict[str, Check]:
 
 
 def run_check(name: str, check: Check) -> list[Finding]:
-    """The findings of a check; an exception becomes a finding of state broken."""
+    """Return the findings of a check. An exception becomes a finding with the state broken."""
     try:
         return list(check())
     except MindSpeedMMError as error:

@@ -1,4 +1,4 @@
-"""Checks of `vace doctor` that need torch: a small step on each device, and an all-reduce of two ranks."""
+"""The `vace doctor` checks that need torch: a small step on each device, and an all-reduce of two ranks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mindspeed_mm.tools.doctor import Finding
 
 _DRIVERS = {"nvidia-smi": "a CUDA build of torch", "npu-smi": "torch_npu, and CANN's set_env.sh"}
 _TIMEOUT = timedelta(seconds=10)
-_TOLERANCE = 0.05  # of attention in bf16
+_TOLERANCE = 0.05  # tolerance of attention in bf16
 
 
 def check_devices() -> Iterator[Finding]:
-    """Every device: its name, its memory, and a step whose result is compared with the formula."""
+    """Report each device with its name and memory, and check the result of a small step on it."""
     first = Accelerator.detect()
     if first.kind == "cpu":
         driver = next((name for name in _DRIVERS if shutil.which(name)), None)
@@ -39,7 +39,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_groups() -> Iterator[Finding]:
-    """Sum over two gloo ranks on this machine, and check that the device's own library is available."""
+    """Sum over two gloo ranks on this machine, and check that torch has the device's collective library."""
     start, sums, errors = time.perf_counter(), [0.0, 0.0], list[str]()
     store = HashStore()
 
@@ -49,7 +49,7 @@ def check_groups() -> Iterator[Finding]:
             value = torch.tensor([float(number + 1)])
             group.allreduce([value]).wait()
             sums[number] = float(value)
-        except RuntimeError as error:  # torch raises RuntimeError for process groups, too
+        except RuntimeError as error:  # the type of torch's process-group errors
             errors.append(str(error).strip().splitlines()[0])
 
     threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in range(2)]

@@ -1,4 +1,4 @@
-"""Checks of `vace doctor` without torch: packages, limits, memory, clock, disks, video."""
+"""The `vace doctor` checks that do not need torch: packages, limits, memory, clock, disks and video."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mindspeed_mm.tools.doctor import Finding
 
 DISTRIBUTION = "mindspeed-mm-vace"
 SHOWN = ("torch", "torch_npu", "megatron-core", "diffusers", "transformers", "av")
-FILES = 4096  # file descriptors for shards of weights, data workers and sockets
-SHARED = 1 << 30  # bytes of /dev/shm, through which data workers hand over batches
-FREE = 20 << 30  # bytes free on a disk for checkpoints
-PROBE = 64 << 20  # bytes written and read by the speed test
-SLOW = 100.0  # MB/s
-OFF = 2.0  # seconds
-MEMORY = 8 << 30
+FILES = 4096  # minimum file descriptors, for weight shards, data workers and sockets
+SHARED = 1 << 30  # minimum bytes of /dev/shm, through which data workers pass batches
+FREE = 20 << 30  # minimum free bytes on a disk, for checkpoints
+PROBE = 64 << 20  # bytes that the speed test writes and reads
+SLOW = 100.0  # disk speed in MB/s below which a warning is given
+OFF = 2.0  # maximum clock difference in seconds
+MEMORY = 8 << 30  # minimum available bytes of host memory
 
 
 def check_packages() -> Iterator[Finding]:
-    """Python, the installed packages, and requirements that are not met."""
+    """Report the versions of Python and of the main packages, and check the requirements."""
     from packaging.requirements import Requirement
 
     try:
@@ -55,7 +55,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_limits() -> Iterator[Finding]:
-    """Limit of open files, and size of shared memory."""
+    """Check the limit of open files and the free shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fix = ""
     if soft < FILES and (hard == resource.RLIM_INFINITY or hard >= FILES):
@@ -74,7 +74,7 @@ def check_limits() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Memory that is available by the machine and by its control group, and cores."""
+    """Check the available memory, within the limit of the control group, and report the usable cores."""
     available = free_memory()
     if available:
         fix = "close other programs, or use fewer workers and processes" if available < MEMORY else ""
@@ -85,7 +85,7 @@ def check_memory() -> Iterator[Finding]:
 
 
 def check_clock(folder: Path) -> Iterator[Finding]:
-    """Compare the clock of this machine with that of the folder's disk: file times decide what is newer."""
+    """Compare this machine's clock with that of the folder's disk, because file times are compared."""
     try:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vace-doctor-")  # noqa: SIM115 (closed below)
     except OSError as error:
@@ -105,14 +105,14 @@ def check_clock(folder: Path) -> Iterator[Finding]:
 
 
 def check_space(folder: Path) -> Iterator[Finding]:
-    """Free space where a run writes."""
+    """Check the free space where a run writes."""
     free = shutil.disk_usage(folder).free
     fix = "free disk space, or write to another disk" if free < FREE else ""
     yield Finding("disk", "warn" if fix else "ok", f"{_size(free)} free for {folder}", fix)
 
 
 def check_speed(folder: Path) -> Iterator[Finding]:
-    """Write and read speed of the folder's disk, without the page cache if the system allows it."""
+    """Measure the write and read speed of the folder's disk, bypassing the page cache if possible."""
     block = np.random.default_rng(0).bytes(1 << 20)
     try:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)

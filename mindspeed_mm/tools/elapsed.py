@@ -1,4 +1,4 @@
-"""The line at the end of a training run: mean time of an iteration, and samples per second."""
+"""The last line of a training run: mean time per iteration, and samples per second."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _TIME = re.compile(r"elapsed time per iteration[^:]*: *([0-9.]+)")
 
 
 def elapsed_line(log: Path, global_batch_size: int, *, expected: bool = True) -> str:
-    """The mean of the iteration times in the log: from the 101st to the 200th, if there are that many.
+    """Return the line, from the last 100 of the first 200 iteration times in the log.
 
-    "" on a node whose log has none.
+    Without any, the line says so if `expected`, and is "" otherwise, because only one node logs them.
     """
     times = [float(found) for found in _TIME.findall(log.read_text(encoding="utf-8", errors="replace"))][:200]
     if not times:

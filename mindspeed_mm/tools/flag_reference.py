@@ -1,4 +1,4 @@
-"""Write docs/reference/flags.md from the fields that define the flags.
+"""Writes docs/reference/flags.md from the fields that define the flags.
 
 `python -m mindspeed_mm.tools.flag_reference`.
 """
@@ -37,7 +37,7 @@ long clips, use `--context-parallel-size`.
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD]
     for schema, title in SCHEMAS:
         parts.append(
@@ -83,7 +83,7 @@ def _honoured() -> set[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Write the page to argv[0], or to stdout."""
+    """Write the page to the file argv[0], or to stdout."""
     if argv:
         Path(argv[0]).write_text(reference(), encoding="utf-8")
     else:

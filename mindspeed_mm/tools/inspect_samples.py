@@ -1,6 +1,6 @@
-"""mm-inspect: show a dataset or features as the model will see them.
+"""mm-inspect: shows a dataset or features as the model sees them.
 
-Checks the whole dataset, and draws one sample.
+It checks the whole dataset, and draws one sample.
 
 mm-inspect data.txt
 mm-inspect data.json --tokenizer Wan2.1-VACE-1.3B/google/umt5-xxl
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 PROG = "mm-inspect"
-_CPU_FRAMES = 17  # one second of video; decoding all of a large clip takes minutes
-_LISTED = 10  # captions that may be cut
+_CPU_FRAMES = 17  # one second of video, because decoding all of a large clip takes minutes
+_LISTED = 10  # maximum number of long captions to list
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class InspectConfig(OverrideConfig):
-    """What to inspect, and where the sheet goes."""
+    """What to inspect, and where to write the sheet."""
 
     dry_run: bool = Field(
         default=False, description="check arguments, files and the list, and stop; opens no clip"
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of mm-inspect and of `vace inspect`."""
+    """Build the parser of mm-inspect and of `vace inspect`."""
     parser = FlagParser(prog, "Look at a dataset or at features as the model will see them.")
     parser.add_argument(
         "path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these"
@@ -126,7 +126,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check_list(path: Path, config: InspectConfig) -> None:
-    """Log what would be drawn.
+    """Log what a run would draw.
 
     Raises ConfigError or DataError for a data JSON or list that cannot be read.
     """
@@ -148,7 +148,7 @@ def _is_feature(path: Path) -> bool:
 
 
 def locate(path: Path) -> Path:
-    """The list in a folder, or the folder itself if it holds clips with captions."""
+    """Return the list in a folder, or the folder itself if it contains clips with captions."""
     if not os.path.exists(path):
         raise DataError(f"no such file (working directory {Path.cwd()})", where=path)
     if path.is_dir():
@@ -159,9 +159,9 @@ def locate(path: Path) -> Path:
 
 
 def draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
-    """The contact sheet of a path from `locate`, and a line that describes it.
+    """Return the contact sheet of a path from `locate`, and a line that describes it.
 
-    Raises ConfigError, DataError.
+    Raises ConfigError and DataError.
     """
     if _is_feature(path):
         return _draw_feature(path, config)
@@ -222,12 +222,12 @@ def _source(path: Path, config: InspectConfig) -> _Source:
 
 
 def _is_config(path: Path) -> bool:
-    """Whether a .json is a data config and not a list of clips."""
+    """Return whether a .json file is a data config and not a list of clips."""
     text = read_text(path, max_bytes=LIST_BYTES)
     reject_table(text, path)
     first, _, rest = text.strip().partition("\n")
     if rest and first.startswith("{") and first.rstrip().endswith("}"):
-        return False  # one object per line
+        return False  # JSON lines
     values = parse_json(text, str(path))
     return isinstance(values, Mapping) and "video" not in values
 
@@ -259,9 +259,9 @@ def _record(source: _Source, config: InspectConfig) -> SampleRecord:
 def _report_long_captions(
     records: Sequence[SampleRecord], settings: TokenizerConfig, folder: str | None
 ) -> None:
-    """Count the captions that are longer than the model reads.
+    """Report the captions that are longer than the model reads.
 
-    A data JSON may name a tokenizer that is not downloaded yet; then only very long captions are named.
+    Without a tokenizer, which may not be downloaded yet, reports only very long captions.
     """
     limit = settings.model_max_length
     if folder is None:
@@ -282,7 +282,7 @@ def _report_long_captions(
 
 
 def _may_be_cut(caption: str, tokens: int) -> bool:
-    """Judge a caption by its length: a token of UMT5 has about four bytes, in English and in Chinese."""
+    """Estimate whether a caption is cut. A UMT5 token has about four bytes, in English and in Chinese."""
     return len(caption.encode()) > 4 * tokens
 
 

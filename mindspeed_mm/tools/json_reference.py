@@ -1,4 +1,4 @@
-"""Write docs/reference/json.md from the schemas of the files.
+"""Writes docs/reference/json.md from the schemas of the files.
 
 `python -m mindspeed_mm.tools.json_reference docs/reference/json.md`.
 """
@@ -61,7 +61,7 @@ _WORDS = {
     Any: "any",
 }
 
-Part = tuple[str, type[Config]]  # the address in the file ("" = the top), and the schema there
+Part = tuple[str, type[Config]]  # location in the file ("" = top level), and the schema there
 FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
     (
         "feature_extract/data.json",
@@ -121,7 +121,7 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     index = "".join(f"| [`{name}`](#{_anchor(name)}) | {purpose} |\n" for name, purpose, _ in FILES)
     return HEAD + index + "".join(_file(name, parts) for name, _, parts in FILES)
 
@@ -134,7 +134,7 @@ def _file(name: str, parts: tuple[Part, ...]) -> str:
 
 
 def _tables(address: str, schema: type[BaseModel], elsewhere: set[str]) -> Iterator[str]:
-    """The table of one object, then those of the objects in it."""
+    """Yield the table of an object, then those of its nested objects."""
     fields = {
         name: field for name, field in schema.model_fields.items() if _join(address, name) not in elsewhere
     }
@@ -164,7 +164,7 @@ def _purpose(schema: type[BaseModel]) -> str:
     return rest if colon and head.startswith("`") else text.replace("`", "")
 
 
-_ELSEWHERE = ("by preset", "guidance_scale")  # fields whose default another setting decides
+_ELSEWHERE = ("by preset", "guidance_scale")  # defaults that another setting determines
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -206,7 +206,7 @@ def _type(annotation: Any) -> str:
 
 
 def _plural(kinds: str) -> str:
-    """`string or list of strings` → `strings or lists of strings`."""
+    """Convert `string or list of strings` to `strings or lists of strings`."""
     return " or ".join(
         kind.replace("list of", "lists of", 1) if kind.startswith("list of") else f"{kind}s"
         for kind in kinds.split(" or ")
@@ -214,7 +214,7 @@ def _plural(kinds: str) -> str:
 
 
 def _object_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The schema of a key's object, or of the objects in its list; None for the bare base class."""
+    """Return the schema of a key's object, or of the objects in its list; None for the bare base class."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return (None if annotation is Config else annotation), False
     for inner in get_args(annotation):
@@ -235,7 +235,7 @@ def _anchor(name: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Write the page to argv[0], or to stdout."""
+    """Write the page to the file argv[0], or to stdout."""
     if argv:
         Path(argv[0]).write_text(reference(), encoding="utf-8")
     else:

@@ -1,10 +1,11 @@
-"""Start a script on every device of this machine.
+"""Starts a script on every device of this machine.
 
-Does what torchrun does for one static group, but reports an error in one line.
+Does what torchrun does for a static group, but reports an error in one line.
 
     python -m mindspeed_mm.tools.launch --nproc_per_node 8 --name train SCRIPT ARG...
 
-Ranks end with this process, however it ends. It forwards a signal to them once; a second Ctrl-C kills them.
+The ranks end with this process, however it ends. It forwards a signal to them once. A second Ctrl-C kills
+them.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from mindspeed_mm.processes import LAUNCHER, STOP_SIGNALS, STORE, exit_by_signal
 from mindspeed_mm.tools.elapsed import elapsed_line
 from mindspeed_mm.tools.screen import Screen
 
-_LISTEN = 1024  # backlog: ranks that may connect before rank 0 listens
+_LISTEN = 1024  # backlog: number of ranks that may connect before rank 0 accepts
 _REPORT = 3.0  # seconds from the first failure until the other ranks are stopped
-_KILL = 6.0  # seconds from then until they are killed
+_KILL = 6.0  # seconds from the first failure until they are killed
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command. Ends with the exit code of the run: docs/reference/exit_codes.md."""
+    """Run the command, and exit with the exit code of the run (docs/reference/exit_codes.md)."""
     options = _parse(argv)
     try:
         code = Launcher(options).run()
@@ -71,7 +72,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Launcher:
-    """One run on this machine: it checks the job, starts the ranks, and fills screen and log."""
+    """A run on this machine: checks the job, starts the ranks, and writes to the screen and the log."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -85,13 +86,13 @@ class Launcher:
         self._clear = ""
 
     def run(self) -> int:
-        """Check the job, start the ranks, wait for their end. → exit code. Raises LaunchError."""
+        """Check the job, start the ranks, wait for them, and return the exit code. Raises LaunchError."""
         if not 0 <= self.options.master_port < 1 << 16:
             raise LaunchError(
                 f"got {self.options.master_port}", where="MASTER_PORT", expected="a port from 0 to 65535"
             )
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # respect nohup
                 signal.signal(number, self._on_signal)
         with suppress(OSError):
             os.environ.setdefault("MINDSPEED_MM_TERMINAL", os.ttyname(2))
@@ -109,7 +110,7 @@ class Launcher:
                 with suppress(OSError):
                     self.log_path.chmod(0o440)
         if code == 0 and self.options.report_batch:
-            last = self.options.node_rank == self.options.nnodes - 1  # the last rank of all logs there
+            last = self.options.node_rank == self.options.nnodes - 1  # only the last rank logs the times
             line = elapsed_line(self.log_path, self.options.report_batch, expected=last)
             if line:
                 self._print(line)
@@ -156,7 +157,7 @@ class Launcher:
     # Rendezvous
 
     def _listen(self) -> socket.socket | None:
-        """The socket on which rank 0 serves the rendezvous.
+        """Open the socket on which rank 0 serves the rendezvous.
 
         On a single node it listens on loopback, which no other machine can reach.
         """
@@ -214,7 +215,7 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[] if socket_of_rank is None else [socket_of_rank],
-                # Ctrl-C reaches only this process, which forwards it once
+                # So that Ctrl-C reaches only this process, which forwards it once.
                 start_new_session=True,
             )
             rank = options.node_rank * options.nproc_per_node + local_rank
@@ -251,11 +252,11 @@ class Launcher:
                 code = self._ranks[rank].poll()
                 if code is not None:
                     running.discard(rank)
-                    _kill_group(self._ranks[rank])  # its data workers
+                    _kill_group(self._ranks[rank])  # kills its data workers
                     self._drain(screen, 0.0)
                     number = _stop_signal(code)
                     if number and not self._signals and (screen.failure is None or screen.failure.weak):
-                        self._signals.append(number)  # sent to this rank only; it informs the others
+                        self._signals.append(number)  # sent to this rank only, which informs the others
                         screen.stopping = True
                     if not (ended_by_us and code < 0) and not (screen.stopping and code == -self._signals[0]):
                         screen.ended(rank, code)
@@ -320,18 +321,18 @@ class Launcher:
             self._log.write(line.encode() + b"\n")
 
     def _print(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # the terminal or pager is closed; the log still has every line
+        with suppress(OSError, ValueError):  # if the terminal or pager is closed, the log has every line
             sys.stdout.write(f"{self._clear}{line}\n")
             sys.stdout.flush()
 
 
 def _stop_signal(code: int) -> int:
-    """The stop signal behind an exit code, whether the process reported it or was killed by it; else 0."""
+    """Return the stop signal that an exit code reports, or that killed the process; 0 if there is none."""
     return next((number for number in STOP_SIGNALS if code in (128 + number, -number)), 0)
 
 
 def _shutdown_limit() -> float:
-    """Seconds that a stopped run may take to end."""
+    """Return the number of seconds that a stopped run may take to end."""
     try:
         return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600"))
     except ValueError:

@@ -1,6 +1,6 @@
-"""`vace init FOLDER`: copy this repository's scripts and JSON files into a folder of the user.
+"""`vace init FOLDER`: copies this repository's scripts and JSON files to a new folder.
 
-The commands of the guide run there. No torch.
+The commands of the guide can then be run there. No torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MAKERS = (
     "draw_kinds.py",
 )  # files that make the tiny weights
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
-_QUICKSTART = re.compile(r"\s[^.`]*`bash examples/vace/quickstart\.sh`[^.]*\.")  # its sentence
+_QUICKSTART = re.compile(r"\s[^.`]*`bash examples/vace/quickstart\.sh`[^.]*\.")  # the sentence on it
 _DOOR = """\
 \"\"\"Entry point of pre-training for torchrun: `torchrun … pretrain_vace.py --mm-model … --mm-data …`.\"\"\"
 
@@ -60,7 +60,7 @@ if __name__ == "__main__":
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of `vace init`."""
+    """Build the parser of `vace init`."""
     parser = FlagParser(
         prog, "Copy the scripts and settings of a model into a new folder, where the guide's commands run."
     )
@@ -73,7 +73,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """The command."""
+    """Run the command."""
     given = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
     models = list(MODELS) if "all" in given.model else list(dict.fromkeys(given.model))
     folder = Path(given.folder)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def examples() -> Path:
-    """The folder examples/vace of a checkout, or of the installed package. Raises ConfigError."""
+    """Return the folder examples/vace of the checkout or the installed package. Raises ConfigError."""
     for place in (PACKAGE / "starter", PACKAGE.parent / "examples/vace"):
         if (place / "common.sh").is_file():
             return place
@@ -96,7 +96,7 @@ def examples() -> Path:
 
 
 def create(folder: Path, models: Sequence[str]) -> None:
-    """Fill `folder` completely, or leave it as it was. Raises ConfigError if it is not empty."""
+    """Fill `folder` completely, or leave it unchanged. Raises ConfigError if it is not empty."""
     check_folder(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("is not empty", where=folder, fix="name a new folder")
@@ -108,7 +108,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
         for name in (*_SHARED, *(MODELS[model][0] for model in models)):
             _copy(source / name, draft / "examples/vace" / name, _left_out(models))
         _trim_guide(draft / "examples/vace/README.md")
-        if folder.exists():  # an empty folder, perhaps the working directory of a shell
+        if folder.exists():  # keep the empty folder, which may be a shell's working directory
             for entry in draft.iterdir():
                 os.replace(entry, folder / entry.name)
         else:
@@ -124,7 +124,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
 
 
 def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
-    """What copytree ignores: caches, scripts of the tiny weights, inference JSONs of other models."""
+    """Return copytree's `ignore`: caches, scripts for the tiny weights, inference JSONs of other models."""
     other = tuple(end for model, (_, end) in MODELS.items() if end and model not in models)
 
     def ignored(_: str, names: list[str]) -> set[str]:
@@ -139,9 +139,9 @@ def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
 
 
 def _trim_guide(guide: Path) -> None:
-    """Adapt the guide to a project.
+    """Adapt the guide to a project folder.
 
-    Links to pages of the repository become text, and the quickstart is removed.
+    Links to pages of the repository become plain text, and the quickstart is removed.
     """
 
     def text_or_link(link: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
-"""What the screen shows of a launched run.
+"""Selects what the screen shows of a launched run.
 
-All lines except errors; of all errors one line, that of the first failing rank.
+It shows all lines except errors, and of all errors one line, that of the first failing rank.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _NOISE = re.compile(
 )
 _STOPPED = re.compile(r"stopped by SIG|exiting after iteration ")
 _BEGINS = "Traceback (most recent call last):"
-_AWAIT = 2.0  # seconds in which other ranks may report the same error
-_FATAL = 10.0  # seconds after a traceback within which its rank ends if the traceback is the cause
+_AWAIT = 2.0  # seconds to wait for other ranks to report their errors
+_FATAL = 10.0  # a rank that is still running this many seconds after a traceback has survived it
 
 
 @dataclass(frozen=True, order=True)
 class Failure:
-    """Why the run failed; the smallest one is shown. `weak`: it only follows from another rank's failure."""
+    """Why the run failed. The smallest one is shown. A `weak` one only follows from that of another rank."""
 
     weak: bool
     rank: int
@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass
 class _Block:
-    """The traceback of a rank, held back until it is clear whether the rank continues."""
+    """The traceback of a rank, held back until it is known whether the rank continues."""
 
     started: float
     lines: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class _Block:
 
 
 class Screen:
-    """`show` prints a line. Call `line` for output of ranks, `ended` for exit codes, and `tick` regularly."""
+    """Call `line` for output of ranks, `ended` for exit codes, and `tick` regularly. `show` prints a line."""
 
     def __init__(
         self, show: Callable[[str], None], log: str, clock: Callable[[], float] = time.monotonic
@@ -58,11 +58,11 @@ class Screen:
 
     @property
     def failed_at(self) -> float | None:
-        """Time of the first failure; None while there is none."""
+        """The time of the first failure, or None."""
         return self._failed_at
 
     def line(self, rank: int, text: str) -> None:
-        """Take one line of output of a rank."""
+        """Process a line of output of a rank."""
         plain = _PREFIX.sub("", text)
         if found := _ERROR.match(text):
             self._fail(Failure(_FOLLOWS.search(text) is not None, int(found[1]), text))
@@ -78,14 +78,14 @@ class Screen:
             return
         if _STOPPED.match(text):
             if self._failed_at is not None and not self.stopping:
-                return  # the launcher stops the other ranks after a failure
+                return  # the launcher stopped this rank because another one failed
             if self.logged_stop and text.startswith("stopped by") and " after " not in text:
                 return
             self.logged_stop = True
         self._show(text)
 
     def ended(self, rank: int, code: int) -> None:
-        """Take the exit code of a rank that ended by itself, or by a signal that this run did not send."""
+        """Process the exit code of a rank that this run did not end by a signal."""
         block = self._blocks.pop(rank, None)
         if code == 0:
             self._give_out(block)
@@ -96,15 +96,14 @@ class Screen:
             self._fail(Failure(False, rank, _killed(rank, -code, self._log)))
         elif block is not None and not self.stopping:
             last = _PREFIX.sub("", block.lines[-1])
-            is_lost = (
-                _BROKEN.search(last) is not None
-            )  # a broken connection usually follows from the end of another rank
+            # A broken connection usually follows from the end of another rank.
+            is_lost = _BROKEN.search(last) is not None
             self._fail(Failure(is_lost, rank, f"[rank {rank}] {last}; the traceback is in {self._log}"))
         elif not (self.stopping and code > 128):
             self._fail(Failure(True, rank, f"rank {rank} ended with exit code {code}; see {self._log}"))
 
     def tick(self, *, final: bool = False) -> None:
-        """Show lines that have waited long enough; `final`: every rank has ended."""
+        """Show lines that have been held back long enough, or all if `final`, when every rank has ended."""
         now = self._clock()
         for rank, block in list(self._blocks.items()):
             if not self.stopping and self._failed_at is None and (final or now - block.started > _FATAL):
@@ -120,7 +119,7 @@ class Screen:
 
     @property
     def failure(self) -> Failure | None:
-        """The failure that decides the exit code; None if the run was only stopped."""
+        """The failure that determines the exit code, or None if there is none or the run was only stopped."""
         best = min(self._failures, default=None)
         return None if best is None or (best.weak and self.stopping) else best
 
@@ -135,9 +134,9 @@ class Screen:
 
 
 def _is_exception(line: str) -> bool:
-    """Whether a line of a traceback is its last.
+    """Return whether a line is the last of a traceback.
 
-    `ValueError: …`, `torch.OutOfMemoryError: …`, `KeyboardInterrupt`.
+    Examples: `ValueError: …`, `torch.OutOfMemoryError: …`, `KeyboardInterrupt`.
     """
     return bool(re.match(r"[A-Za-z_][\w.]*(: |$)", line)) and not line.startswith("Traceback")
 

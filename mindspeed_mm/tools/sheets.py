@@ -1,4 +1,4 @@
-"""Contact sheets of samples and features: each stream in the frames and size that the model uses."""
+"""Contact sheets of samples and features. Each stream has the frames and the size that the model uses."""
 
 from __future__ import annotations
 
@@ -27,29 +27,27 @@ from mindspeed_mm.geometry import WAN
 
 
 class Decoder(Protocol):
-    """The part of a VAE that is needed to show latents."""
+    """The VAE interface that is needed to show latents."""
 
     @property
     def device(self) -> torch.device: ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 16, F, h, w] → [B, 3, 4(F-1)+1, H, W] in [-1, 1]."""
+        """Decode latents [B, 16, F, h, w] to pixels [B, 3, 4(F-1)+1, H, W] in [-1, 1]."""
         ...
 
 
-SHOWN = 8  # pictures in a row
+SHOWN = 8  # images in a row
 _INACTIVE = "what is kept; grey elsewhere"
 _REACTIVE = "what is generated; grey elsewhere"
 _MASK = "white = generate, black = keep"
-_SMALL = (
-    256 * 448
-    # pixels of a frame up to which clips are decoded together: small frames decode faster together, large
-    # ones would need too much memory
-)
+# Maximum number of pixels per frame for decoding clips together. Small frames decode faster together, but
+# large ones would need too much memory.
+_SMALL = 256 * 448
 
 
 def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
-    """The sheet of one row of a dataset, as the model will see it."""
+    """Return the sheet of a dataset row as the model sees it."""
     frames, height, width = sample.video.shape[1:]
     plan = plan_context(
         sample.masked, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
@@ -87,10 +85,10 @@ def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
 def feature_sheet(
     path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None, verify: bool = True
 ) -> Image.Image:
-    """The sheet of a feature file.
+    """Return the sheet of a feature file.
 
-    With a VAE it shows the first `decode_frames` decoded frames (None = all); without one, three principal
-    directions of the latents as colours. All strips show the same moments.
+    With a VAE, it shows the first `decode_frames` decoded frames (None = all). Without one, it shows three
+    principal components of the latents as colours. All strips show the same moments.
     """
     record, info = read_feature(path, verify=verify), read_info(path, verify=verify)
     refs, context = record.num_refs, record.vace_context.float()
@@ -228,9 +226,9 @@ def _feature_facts(path: Path, record: FeatureRecord, known: Mapping[str, str]) 
 
 
 class Palette:
-    """Colours for latents: the three directions in which the clip varies most become red, green and blue.
+    """Maps latents to colours: the first three principal components of a clip become red, green and blue.
 
-    All strips of a sheet share one palette, so that equal latents have equal colours.
+    All strips of a sheet share a palette, so that equal latents have equal colours.
     """
 
     def __init__(self, latents: Tensor) -> None:
@@ -242,14 +240,14 @@ class Palette:
         self._scale = ((flat - self._mean) @ self._directions).std(dim=0, correction=0).clamp_min(1e-3) * 2.5
 
     def paint(self, latents: Tensor, shown: Sequence[int]) -> list[Picture]:
-        """Latents [16, F, h, w] → one picture [8h, 8w] for each latent frame in `shown`."""
+        """Convert latents [16, F, h, w] to one image [8h, 8w] for each latent frame in `shown`."""
         flat = rearrange(latents[:, list(shown)], "c f h w -> f h w c").double() - self._mean
         colours = ((flat @ self._directions / self._scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         _, rows, columns = WAN.stride
         return list(colours.repeat_interleave(rows, 1).repeat_interleave(columns, 2).numpy())
 
 
-# draws clips [16, F, h, w] of one size; returns the pictures of each clip
+# Draws clips [16, F, h, w] of one size, and returns the images of each clip.
 DrawClips = Callable[[Sequence[Tensor]], list[list[Picture]]]
 
 
@@ -259,7 +257,7 @@ def _painted(latents: Tensor, shown: Sequence[int]) -> DrawClips:
 
 
 def _middle(latent: int) -> int:
-    """The frame that represents a latent frame: the first one holds frame 0, each later one four frames."""
+    """Return the frame that represents a latent frame. The first covers one frame, each later one four."""
     return max(0, WAN.stride[0] * latent - 1)
 
 
@@ -268,7 +266,7 @@ def _decoded(vae: Decoder, shown: Sequence[int]) -> DrawClips:
 
     def draw(clips: Sequence[Tensor]) -> list[list[Picture]]:
         source = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
-        unique = sorted(set(source))  # decode equal clips once: without a mask, reactive equals src_video
+        unique = sorted(set(source))  # decode equal clips once; without a mask, reactive equals src_video
         pixels = WAN.mask_channels * clips[0].shape[-2] * clips[0].shape[-1]
         at_once = len(unique) if pixels <= _SMALL else 1
         pictures: dict[int, list[Picture]] = {}
@@ -292,12 +290,13 @@ def _decoded_note(decoded: int, cells: int) -> str:
 
 
 def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
-    """[3, T, H, W] in [-1, 1] → pictures of the frames in `shown`."""
+    """Convert pixels [3, T, H, W] in [-1, 1] to images of the frames in `shown`."""
     return list(picture_frames(clip[:, list(shown)]))
 
 
 def _masks(mask: Tensor, shown: Sequence[int]) -> list[Picture]:
-    """[1, T, H, W] in [0, 1] → pictures of the frames in `shown`."""
+    """Convert a mask [1, T, H, W] in [0, 1] to images of the frames in `shown`."""
+
     return _clip(mask[:, list(shown)].expand(3, -1, -1, -1) * 2 - 1, range(len(shown)))
 
 

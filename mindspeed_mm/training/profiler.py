@@ -1,4 +1,4 @@
-"""Record traces of a few iterations, as tools.json and --profile request.
+"""Records traces of a few iterations, as set in tools.json or with --profile.
 
 Uses torch's profiler, or that of torch_npu on an NPU.
 """
@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 def build_observer(
     tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int
 ) -> Callable[[int], None]:
-    """A function to call with the number of each finished iteration; a no-op on ranks that do not record."""
+    """Return a function to call with each finished iteration. It does nothing on ranks that do not record."""
     watchers = [_trace(tools, flags, device, rank), _memory(tools.memory_profile, device, rank)]
     active = [watcher for watcher in watchers if watcher is not None]
 
@@ -47,7 +47,7 @@ def _trace(
     )
     recorder = _recorder(tools, device, rank)
 
-    first = max(start - 1, 0)  # number of finished iterations when recording begins
+    first = max(start - 1, 0)  # number of finished iterations when recording starts
     last = max(end - 1, first + 1)
 
     def watch(done: int) -> None:
@@ -63,7 +63,7 @@ def _trace(
 
 
 def _recorder(tools: ToolsConfig, device: torch.device, rank: int) -> Any:
-    """The profiler of the device, which writes to save_path when it stops."""
+    """Return the device's profiler, which writes to save_path when it stops."""
     param = tools.profile.static_param
     folder = Path(param.save_path)
     common: dict[str, Any] = {

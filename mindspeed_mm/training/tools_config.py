@@ -1,4 +1,4 @@
-"""mindspeed_mm/tools/tools.json: where features go, and what the profiler records. No torch."""
+"""mindspeed_mm/tools/tools.json: where to write features, and what the profiler records. No torch."""
 
 from __future__ import annotations
 

@@ -146,12 +146,12 @@ def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
         return {}
 
 
-def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str, TensorFile]]:
-    """Split tensors into files of at most `most` bytes or one larger tensor. Returns name → tensors."""
+def _shards(tensors: Mapping[str, TensorFile], max_bytes: int) -> dict[str, dict[str, TensorFile]]:
+    """Split tensors into files of at most `max_bytes` bytes or one larger tensor. Returns name → tensors."""
     parts: list[dict[str, TensorFile]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if parts[-1] and size + tensor.nbytes > most:
+        if parts[-1] and size + tensor.nbytes > max_bytes:
             parts.append({})
             size = 0
         parts[-1][name] = tensor

@@ -21,7 +21,7 @@ from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadRow, 
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
-from mindspeed_mm.conditioning.writing import Finished, Writer
+from mindspeed_mm.conditioning.writing import FeatureWriter, Finished
 from mindspeed_mm.data.content import (
     STATE_FOLDER,
     ContentIndex,
@@ -117,7 +117,7 @@ class Extraction:
             else:
                 missing.append(task)
         readers = self.read_ahead() if self.readers is None else nullcontext(self.readers)
-        with readers as ahead, Writer() as writer:
+        with readers as ahead, FeatureWriter() as writer:
             for record, key, source in new_captions:
                 if stop():
                     break
@@ -139,7 +139,7 @@ class Extraction:
         tasks: Sequence[ReadTask],
         index: ContentIndex,
         latents: PartIndex,
-        writer: Writer,
+        writer: FeatureWriter,
         stop: Callable[[], bool],
     ) -> Iterator[Finished | Failed]:
         """Encode the rows, and yield each one once its file is written."""
@@ -190,7 +190,7 @@ class Extraction:
             return None
         return self.keys.key(task.record, task.known), self._path(other)
 
-    def _reencode_prompts(self, record: SampleRecord, key: str, source: Path, writer: Writer) -> bool:
+    def _reencode_prompts(self, record: SampleRecord, key: str, source: Path, writer: FeatureWriter) -> bool:
         """Write a feature from stored latents if only the captions or the text encoder changed.
 
         The latents are copied bit for bit, and only the text is encoded. Returns False if the stored feature
@@ -243,7 +243,7 @@ class Extraction:
         read: ReadResult | DataError,
         index: ContentIndex,
         latents: PartIndex,
-        writer: Writer,
+        writer: FeatureWriter,
     ) -> Finished | Failed | None:
         if isinstance(read, DataError):
             return Failed(task.record, _with_address(task.record, str(read)))

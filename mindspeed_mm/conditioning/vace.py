@@ -122,9 +122,9 @@ def assemble_context(
     clip = torch.cat([inactive, reactive, mask_cells.to(inactive.dtype)], dim=0)
     if not references:
         return clip
-    stacked = torch.cat(list(references), dim=1)
-    empty = stacked.new_zeros(clip.shape[0] - stacked.shape[0], *stacked.shape[1:])
-    return torch.cat([torch.cat([stacked, empty], dim=0), clip], dim=1)
+    latents = torch.cat(list(references), dim=1)
+    empty = latents.new_zeros(clip.shape[0] - latents.shape[0], *latents.shape[1:])
+    return torch.cat([torch.cat([latents, empty], dim=0), clip], dim=1)
 
 
 def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:

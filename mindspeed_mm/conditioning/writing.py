@@ -23,7 +23,7 @@ class Finished:
     fresh: bool  # encoded in this run
 
 
-class Writer:
+class FeatureWriter:
     """Context manager that writes features in a background thread.
 
     At most `max_pending` features are queued or being written.
@@ -34,7 +34,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
         self._queue: list[tuple[Path, Future[None], Finished]] = []
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> FeatureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:

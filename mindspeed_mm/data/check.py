@@ -127,8 +127,8 @@ def check_dataset(
     for problem in report.problems[:20]:
         logger.warning("left out: %s", problem)
     if report.problems:
-        listed = f"; all of them: {report_path}" if report_path else ""
-        logger.warning("%d of %d rows are left out%s", len(report.bad_rows), report.rows, listed)
+        location = f"; all of them: {report_path}" if report_path else ""
+        logger.warning("%d of %d rows are left out%s", len(report.bad_rows), report.rows, location)
     return report
 
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 ROUNDS = 10_000
 LEVEL = 0.95
-LEAST = 6  # minimum number of values for an interval: by chance, 6 share a sign in 3 % of cases, 5 in 6 %
+MIN_VALUES = (
+    6  # minimum number of values for an interval: by chance, 6 share a sign in 3 % of cases, 5 in 6 %
+)
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its interval. `low` and `high` are None for fewer than LEAST values."""
+    """A mean and its interval. `low` and `high` are None for fewer than MIN_VALUES values."""
 
     mean: float
     low: float | None
@@ -36,7 +38,7 @@ class Mean:
 def mean_of(values: Sequence[float], seed: int = 0, rounds: int = ROUNDS) -> Mean:
     """Return the mean of one or more values, with its percentile bootstrap interval."""
     array = np.asarray(values, np.float64)
-    if len(array) < LEAST:
+    if len(array) < MIN_VALUES:
         return Mean(float(array.mean()), None, None, len(array))
     low, high = np.quantile(_resampled(array, seed, rounds), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Mean(float(array.mean()), float(low), float(high), len(array))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindspeed_mm.evaluation.report import Difference, Report, grouped
-from mindspeed_mm.evaluation.stats import LEAST, Mean
+from mindspeed_mm.evaluation.stats import MIN_VALUES, Mean
 
 
 def score_table(names: Sequence[str], reports: Sequence[Report]) -> str:
@@ -23,7 +23,7 @@ def score_table(names: Sequence[str], reports: Sequence[Report]) -> str:
         lines += ["", *_aligned([[task, *names], *rows])]
     few = any(mean.low is None for found in means for row in found.values() for mean in row.values())
     if few:
-        lines += ["", f"without an interval: fewer than {LEAST} videos"]
+        lines += ["", f"without an interval: fewer than {MIN_VALUES} videos"]
     return "\n".join(lines[1:])
 
 
@@ -59,7 +59,7 @@ def _cell(mean: Mean | None, unit: str) -> str:
 
 def _interval(change: Mean) -> str:
     if change.low is None or change.high is None:
-        return f"{change.mean:+.3g} ({change.count} pairs; {LEAST} are needed)"
+        return f"{change.mean:+.3g} ({change.count} pairs; {MIN_VALUES} are needed)"
     return f"{change.mean:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"
 
 

@@ -39,7 +39,7 @@ _EXPERTS: tuple[Expert, Expert] = ("high", "low")
 
 
 @dataclass
-class Clock:
+class LoraSchedule:
     """The current denoising step, counted from 0, and its phase."""
 
     phases: Sequence[int] = ()  # phase of each step
@@ -66,7 +66,7 @@ class _Update:
     diff: Tensor | None = None
     whole: Tensor | None = None
 
-    def of(self, weight: Tensor, clock: Clock) -> Tensor | None:
+    def of(self, weight: Tensor, clock: LoraSchedule) -> Tensor | None:
         """Return the fp32 update at the current step, or None if the strength is 0."""
         strength = self.use.at(clock.step, clock.phase)
         if not strength:
@@ -85,7 +85,7 @@ class _Update:
 class _Patch:
     """Changes the weights of one module during its forward pass."""
 
-    clock: Clock
+    clock: LoraSchedule
     updates: Mapping[str, list[_Update]]  # name within the module → updates
     to_host: bool = False  # whether the original weights are kept on the host
     kept: list[tuple[Any, Tensor, torch.device]] = field(default_factory=list)
@@ -111,13 +111,13 @@ class _Patch:
 @contextmanager
 def applied(
     experts: Experts, uses: Sequence[LoraUse], sampling: SamplingConfig | None = None
-) -> Iterator[Clock]:
+) -> Iterator[LoraSchedule]:
     """Apply LoRAs to the models within the block, and then restore the original weights exactly.
 
-    `Clock.advance` must be called after each step. Raises ConfigError, or WeightsError for a LoRA that does
-    not fit.
+    Call `LoraSchedule.advance` after each step. Raises ConfigError, or WeightsError for a LoRA that does not
+    fit.
     """
-    clock = Clock(_phases(sampling, len(experts.models)))
+    clock = LoraSchedule(_phases(sampling, len(experts.models)))
     handles: list[Any] = []
     patches: list[_Patch] = []
     try:

@@ -63,9 +63,9 @@ def open_vace_initial_weights(predictor: PredictorConfig) -> InitialWeights:
         source = base = init_branch_from_trunk(source, predictor.model)
     if predictor.vace_dit.vace_pretrained is None:
         return InitialWeights(source, base)
-    joined = replace_branch(source, predictor.vace_dit.vace_pretrained)
-    joined.refuse_other_settings(_sizes(predictor, branch=True), "predictor of the model JSON")
-    return InitialWeights(joined, open_weights(source.path) if predictor.trainable == "branch" else None)
+    complete = replace_branch(source, predictor.vace_dit.vace_pretrained)
+    complete.refuse_other_settings(_sizes(predictor, branch=True), "predictor of the model JSON")
+    return InitialWeights(complete, open_weights(source.path) if predictor.trainable == "branch" else None)
 
 
 def _sizes(predictor: PredictorConfig, *, branch: bool) -> dict[str, object]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_json_object
+from mindspeed_mm.models.all_in_one import Part, select_part
 from mindspeed_mm.models.containers.rounded import FP8, expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, HEAD_BYTES, TensorFile, raw_bytes
@@ -21,7 +22,6 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.find import shard_names
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.parts import Part, select_part
 
 NUMBERS = (*FLOATS, *FP8)
 NOT_BUILT = (

@@ -14,6 +14,7 @@ from typing import Any
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import stat_path
 from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.all_in_one import select_part
 from mindspeed_mm.models.check_weights import check_weights, refuse_another_base
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.gguf_file import read_gguf
@@ -29,7 +30,6 @@ from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
 from mindspeed_mm.models.lora.fused import fuse_again
 from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
-from mindspeed_mm.models.parts import select_part
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.stages import count_layers, merge
@@ -144,10 +144,10 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
     hints = {name: value for source in sources for name, value in source.hints.items()}
     settings = {name: value for source in sources for name, value in source.settings.items()}
     what = " and ".join(source.what for source in sources)
-    joined = replace(whole, what=what, tensors=tensors, hints=hints, settings=settings)
-    joined = _complete(joined, None, base_path, (), KEY_MAPS)
-    check_weights(joined)
-    return joined
+    merged = replace(whole, what=what, tensors=tensors, hints=hints, settings=settings)
+    merged = _complete(merged, None, base_path, (), KEY_MAPS)
+    check_weights(merged)
+    return merged
 
 
 def replace_branch(trunk: WeightsSource, path: PathLike) -> WeightsSource:

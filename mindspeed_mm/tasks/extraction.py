@@ -216,9 +216,9 @@ def extract(
     gathered = ranks.gather(outcome)
     if ranks.rank == 0:
         total = Outcome.merged(gathered)
-        listed = write_listing(extraction.save_path, total.finished)
+        rows = write_listing(extraction.save_path, total.finished)
         write_failures(extraction.save_path, failures(total.failed, manifest))
-        _report(total, listed, left_out, time.perf_counter() - started, extraction)
+        _report(total, rows, left_out, time.perf_counter() - started, extraction)
         if len(total.failed) > allowed:
             raise _too_many(total.failed, job.extract.skip_bad_samples)
     if stopped:
@@ -319,14 +319,14 @@ def _too_many(failed: Sequence[Failed], allowed: int) -> DataError:
     return DataError(reasons, fix=f"to skip them, pass --skip-bad-samples {max(len(failed), allowed + 1)}")
 
 
-def _report(total: Outcome, listed: int, left_out: int, seconds: float, extraction: Extraction) -> None:
+def _report(total: Outcome, rows: int, left_out: int, seconds: float, extraction: Extraction) -> None:
     fresh = sum(row.fresh for row in total.finished)
     spent = extraction.seconds
     logger.info(
         f"extracted {fresh} clips in {seconds:.1f} s ({fresh / max(seconds, 1e-9):.2f} clips/s), "
         f"{len(total.finished) - fresh} already existed, {len(total.failed)} failed"
         + (f", {left_out} unusable rows were skipped" if left_out else "")
-        + f"; {listed} rows in {extraction.save_path / LISTING}"
+        + f"; {rows} rows in {extraction.save_path / LISTING}"
         + (f", the others in {extraction.save_path / FAILURES}" if left_out or total.failed else "")
     )
     logger.info(

@@ -29,7 +29,7 @@ from mindspeed_mm.training.hooks.config import TRAINING_HOOKS
 from mindspeed_mm.training.hooks.evaluation import Evaluation
 from mindspeed_mm.training.hooks.finite_guard import FiniteGuard
 from mindspeed_mm.training.hooks.log_line import LogLine
-from mindspeed_mm.training.hooks.metric_writers import MetricWriters, Writer, open_writers
+from mindspeed_mm.training.hooks.metric_writers import MetricWriter, MetricWriters, open_writers
 from mindspeed_mm.training.hooks.observer import Observer
 from mindspeed_mm.training.hooks.samples import Samples
 from mindspeed_mm.training.hooks.spikes import Spikes
@@ -159,7 +159,7 @@ def build_videos(
     )
 
 
-def job_writers(job: PretrainJob, mesh: Mesh, resumed: int = 0) -> list[Writer]:
+def job_writers(job: PretrainJob, mesh: Mesh, resumed: int = 0) -> list[MetricWriter]:
     """Open the metric writers (metrics.jsonl and others) on the last rank, and write job.json on rank 0."""
     save = job.training.checkpoint.save
     if save and mesh.rank == 0:

@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mindspeed_mm.tools.launch", allow_abbrev=False)
-    for name, least in (("nproc_per_node", 1), ("nnodes", 1), ("node_rank", 0)):
-        parser.add_argument(f"--{name}", type=int, default=least)
+    for name, default in (("nproc_per_node", 1), ("nnodes", 1), ("node_rank", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--master_addr", default="localhost")
     parser.add_argument("--master_port", type=int, default=0, help="0: a free one, on one node")
     parser.add_argument("--log_dir", default="logs")

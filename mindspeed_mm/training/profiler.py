@@ -99,8 +99,8 @@ def _memory(config: MemoryProfile, device: torch.device, rank: int) -> Callable[
 
     def watch(done: int) -> None:
         if done == config.start_step:
-            most = {"max_entries": config.max_entries} if config.max_entries else {}
-            memory._record_memory_history(stacks=config.stacks, **most)
+            limits = {"max_entries": config.max_entries} if config.max_entries else {}
+            memory._record_memory_history(stacks=config.stacks, **limits)
         elif done == config.end_step:
             folder = Path(config.save_path)
             folder.mkdir(parents=True, exist_ok=True)

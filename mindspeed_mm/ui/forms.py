@@ -133,21 +133,21 @@ def _option(name: str, field: FieldInfo) -> Option | None:
     low = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     high = bounds[Le].le if Le in bounds else None
     default = None if field.is_required() else field.default
-    say: dict[str, Any] = {"name": name, "description": field.description or "", "low": low, "high": high}
+    common: dict[str, Any] = {"name": name, "description": field.description or "", "low": low, "high": high}
     if get_origin(annotation) is Literal:
         choices = tuple(map(str, get_args(annotation)))
         usual = default or ("masktrack" if "masktrack" in choices else choices[0])
-        return Option(**say, kind="choice", choices=choices, default=usual)
+        return Option(**common, kind="choice", choices=choices, default=usual)
     if get_origin(annotation) is tuple and (words := _words(annotation)):
-        return Option(**say, kind="words", choices=words, default=list(default or ()))
+        return Option(**common, kind="words", choices=words, default=list(default or ()))
     if _is_boxes(field):
-        return Option(**say, kind="boxes", default="")
+        return Option(**common, kind="boxes", default="")
     if annotation is bool:
-        return Option(**say, kind="switch", default=default)
+        return Option(**common, kind="switch", default=default)
     if annotation in (int, float):
-        return Option(**say, kind="number", whole=annotation is int, default=default)
+        return Option(**common, kind="number", whole=annotation is int, default=default)
     if annotation is str and name in SAFE_TASK_TEXTS:
-        return Option(**say, kind="text", default=default or "")
+        return Option(**common, kind="text", default=default or "")
     return None
 
 

@@ -197,7 +197,7 @@ def _option_widgets(words: Words, first: Form) -> dict[str, Any]:
 
 
 def _widget(option: Option, words: Words, *, visible: bool) -> Any:
-    say: dict[str, Any] = {
+    common: dict[str, Any] = {
         "label": option.name,
         "info": words.option(option.name, option.description),
         "visible": visible,
@@ -205,14 +205,14 @@ def _widget(option: Option, words: Words, *, visible: bool) -> Any:
         "elem_id": f"option-{option.name}-{option.kind}",
     }
     if option.kind == "choice":
-        return gr.Dropdown(choices=list(option.choices), value=option.default, **say)
+        return gr.Dropdown(choices=list(option.choices), value=option.default, **common)
     if option.kind == "words":
-        return gr.CheckboxGroup(choices=list(option.choices), value=option.default, **say)
+        return gr.CheckboxGroup(choices=list(option.choices), value=option.default, **common)
     if option.kind == "switch":
-        return gr.Checkbox(value=bool(option.default), **say)
+        return gr.Checkbox(value=bool(option.default), **common)
     if option.kind == "number":
-        return gr.Number(value=option.default, precision=0 if option.whole else None, **say)
-    return gr.Textbox(value=option.default, **say)
+        return gr.Number(value=option.default, precision=0 if option.whole else None, **common)
+    return gr.Textbox(value=option.default, **common)
 
 
 def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

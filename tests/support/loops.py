@@ -22,7 +22,7 @@ from mindspeed_mm.training.hooks.best_checkpoint import BestCheckpoint
 from mindspeed_mm.training.hooks.evaluation import Evaluation
 from mindspeed_mm.training.hooks.finite_guard import FiniteGuard
 from mindspeed_mm.training.hooks.log_line import LogLine
-from mindspeed_mm.training.hooks.metric_writers import MetricWriters, Writer
+from mindspeed_mm.training.hooks.metric_writers import MetricWriter, MetricWriters
 from mindspeed_mm.training.hooks.observer import Observer
 from mindspeed_mm.training.hooks.samples import Samples
 from mindspeed_mm.training.hooks.spikes import Spikes
@@ -98,7 +98,7 @@ def trainer(
     collate: Collate | None = None,
     batches: Any = None,
     tasks: tuple[str, ...] = (),
-    writers: Sequence[Writer] = (),
+    writers: Sequence[MetricWriter] = (),
     observe: Callable[[int], None] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     videos: Callable[[int], dict[str, float]] | None = None,

@@ -12,9 +12,9 @@ from mindspeed_mm.conditioning.annotate.networks import Network
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, opencv
 
 _PERSON, _STRIDES = 0, (8, 16, 32)
-_LEAST, _OVERLAP = 0.3, 0.45  # minimum score of a person; IoU above which two boxes are the same person
-_FACE_LEAST = 0.7
-_POINT_LEAST = 0.3
+_MIN_SCORE, _OVERLAP = 0.3, 0.45  # minimum score of a person; IoU above which two boxes are the same person
+_MIN_FACE_SCORE = 0.7
+_MIN_POINT_SCORE = 0.3
 # COCO indices of the 18 body points in OpenPose order. 17 is the neck, midway between the shoulders.
 _BODY = (0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _LIMBS = (
@@ -38,7 +38,7 @@ class Face:
         scaled = opencv().resize(frame, (columns, rows)).astype(np.float32)
         values = np.ascontiguousarray(((scaled - 127) / 128).transpose(2, 0, 1)[None])
         scores, boxes = self._network(values)[:2]
-        likely = boxes[0][scores[0, :, 1] > _FACE_LEAST] * (width, height, width, height)
+        likely = boxes[0][scores[0, :, 1] > _MIN_FACE_SCORE] * (width, height, width, height)
         if not len(likely):
             return None
         left, top, right, bottom = max(likely, key=lambda b: (b[2] - b[0]) * (b[3] - b[1])).tolist()
@@ -76,9 +76,9 @@ class Pose:
         half = np.exp(found[:, 2:4]) * stride / scale / 2
         scores = found[:, 4] * found[:, 5 + _PERSON]
         corners = np.concatenate([centre - half, centre + half], axis=1)
-        likely = np.flatnonzero(scores > _LEAST)
+        likely = np.flatnonzero(scores > _MIN_SCORE)
         flat = [[b[0], b[1], b[2] - b[0], b[3] - b[1]] for b in corners[likely].tolist()]
-        kept = cv2.dnn.NMSBoxes(flat, scores[likely].tolist(), _LEAST, _OVERLAP) if flat else []
+        kept = cv2.dnn.NMSBoxes(flat, scores[likely].tolist(), _MIN_SCORE, _OVERLAP) if flat else []
         boxes = [corners[likely[int(place)]].tolist() for place in np.array(kept).reshape(-1)]
         return [(left, top, right, bottom) for left, top, right, bottom in boxes]
 
@@ -110,19 +110,19 @@ def _draw_body(canvas: Frame, points: NDArray[np.float32]) -> None:
     body = np.concatenate([points[:17], neck[None]])[list(_BODY)]
     width = max(1, round(4 * min(canvas.shape[:2]) / 512))
     for place, (start, end) in enumerate(_LIMBS):
-        if min(body[start, 2], body[end, 2]) > _POINT_LEAST:
+        if min(body[start, 2], body[end, 2]) > _MIN_POINT_SCORE:
             ends = [tuple(round(float(v)) for v in body[joint, :2]) for joint in (start, end)]
             colour = tuple(int(0.6 * part) for part in _hue(place))
             cv2.line(canvas, ends[0], ends[1], colour, 2 * width, cv2.LINE_AA)
     for place, (x, y, score) in enumerate(body):
-        if score > _POINT_LEAST:
+        if score > _MIN_POINT_SCORE:
             cv2.circle(canvas, (round(float(x)), round(float(y))), width, _hue(place), -1)
 
 
 def _draw_face(canvas: Frame, points: NDArray[np.float32]) -> None:
     width = max(1, round(3 * min(canvas.shape[:2]) / 512))
     for x, y, score in points:
-        if score > _POINT_LEAST:
+        if score > _MIN_POINT_SCORE:
             opencv().circle(canvas, (round(float(x)), round(float(y))), width, (255, 255, 255), -1)
 
 

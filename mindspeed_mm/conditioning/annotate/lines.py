@@ -58,9 +58,9 @@ def scribble(frame: Frame) -> Frame:
     cv2 = opencv()
     strokes = np.where(xdog(frame, sigma=1.4)[..., 0] < 128, 255, 0).astype(np.uint8)
     count, labels, facts, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)
-    least = max(8, round(0.02 * min(frame.shape[:2])))
+    min_area = max(8, round(0.02 * min(frame.shape[:2])))
     shade = np.full(count, 255, np.uint8)
-    shade[1:] = np.where(facts[1:, cv2.CC_STAT_AREA] >= least, 0, 255)
+    shade[1:] = np.where(facts[1:, cv2.CC_STAT_AREA] >= min_area, 0, 255)
     return as_rgb(shade[labels])
 
 

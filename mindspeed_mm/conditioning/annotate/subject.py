@@ -19,7 +19,7 @@ Refine = bool | Literal["fast"]  # fast: run GrabCut at reduced size for a large
 _MARGIN = 0.15  # width of the background margin that GrabCut learns from, as a fraction of the box
 _SWING = 0.1  # how far a moving subject may leave a tracked box, as a fraction of the box's mean side
 _THIN = 16  # maximum aspect ratio of a box that CSRT can track
-_LEAST = 0.05  # a cut smaller than this fraction of the box has failed
+_MIN_SHARE = 0.05  # a cut smaller than this fraction of the box has failed
 _FAST = 256 * 256  # number of pixels in a fast cut
 _LARGE = 0.3  # a salient region smaller than this fraction of the largest one is a speck
 _SALIENT_SIDE = 256  # longer side at which saliency is computed; the spectrum needs no fine detail
@@ -101,7 +101,7 @@ def grabcut(
     except cv2.error:
         return whole
     cut = cv2.morphologyEx(cut, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    if (cut > 0).sum() < _LEAST * (right - left) * (bottom - top):
+    if (cut > 0).sum() < _MIN_SHARE * (right - left) * (bottom - top):
         return whole
     mask = np.zeros((height, width), np.uint8)
     mask[view[1] : view[3], view[0] : view[2]] = cut

@@ -109,14 +109,14 @@ class Tokenizer:
         # Each token takes at least one byte, so most captions need not be tokenized.
         long = [(address, text) for address, text in captions if len(text.encode()) >= self.text_len]
         counts = zip(long, self.count([text for _, text in long]), strict=True)
-        cut = [(address, text, tokens) for (address, text), tokens in counts if tokens > self.text_len]
-        if not cut:
+        too_long = [(address, text, tokens) for (address, text), tokens in counts if tokens > self.text_len]
+        if not too_long:
             return
-        self.reported.update(clean_prompt(text) for _, text, _ in cut)
-        listed = ", ".join(f"{address} ({tokens})" for address, _, tokens in cut[:_MAX_LISTED])
-        more = f" and {len(cut) - _MAX_LISTED} more" if len(cut) > _MAX_LISTED else ""
+        self.reported.update(clean_prompt(text) for _, text, _ in too_long)
+        listed = ", ".join(f"{address} ({tokens})" for address, _, tokens in too_long[:_MAX_LISTED])
+        more = f" and {len(too_long) - _MAX_LISTED} more" if len(too_long) > _MAX_LISTED else ""
         logger.warning(
-            f"{len(cut)} of {len(captions)} captions have more than {self.text_len} tokens and are cut "
+            f"{len(too_long)} of {len(captions)} captions have more than {self.text_len} tokens and are cut "
             f"there: {listed}{more}; shorten them if their end matters"
         )
 

@@ -59,5 +59,5 @@ class FiniteGuard(Hook):
 
 def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:
     """Gather the notes of all ranks. If any loss is not finite, returns only the notes of those losses."""
-    together = list(dict.fromkeys(note for part in gather_objects(notes) for note in part))
-    return [note for note in together if not math.isfinite(note.loss)] or together
+    every_note = list(dict.fromkeys(note for part in gather_objects(notes) for note in part))
+    return [note for note in every_note if not math.isfinite(note.loss)] or every_note

@@ -40,8 +40,8 @@ class LogLine(Hook):
             for line in filter(None, self._lines(report)):
                 logger.info(line, extra=on_every_rank())
         if self._is_first:
-            used, most = self._memory.memory_allocated(), self._memory.max_memory_allocated()
-            logger.info(memory_line(rank(), report.iteration, used, most))
+            used, peak = self._memory.memory_allocated(), self._memory.max_memory_allocated()
+            logger.info(memory_line(rank(), report.iteration, used, peak))
         self._is_first = False
         self._interval, self._group_means = Interval(), GroupMeans(self._groups)
 

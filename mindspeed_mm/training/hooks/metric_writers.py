@@ -22,7 +22,7 @@ from mindspeed_mm.training.hooks.base import Hook, StepEvent
 from mindspeed_mm.training.metrics import StepReport, rates
 
 
-class Writer(Protocol):
+class MetricWriter(Protocol):
     """Receives the named numbers of an iteration."""
 
     def write(self, iteration: int, values: dict[str, float]) -> None: ...
@@ -33,7 +33,7 @@ class Writer(Protocol):
 class MetricWriters(Hook):
     """Logs every iteration, and passes everything that hooks log to `writers`."""
 
-    def __init__(self, writers: Sequence[Writer], peak_tflops: float | None = None) -> None:
+    def __init__(self, writers: Sequence[MetricWriter], peak_tflops: float | None = None) -> None:
         """Create the hook.
 
         `writers` is empty on all ranks except the logging rank. `peak_tflops` is the device's peak, for MFU
@@ -226,12 +226,14 @@ def _iteration_of(line: bytes) -> int | None:
     return number if type(number) is int else None
 
 
-def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resumed: int = 0) -> list[Writer]:
+def open_writers(
+    config: LogConfig, save: str | None, job: dict[str, Any], resumed: int = 0
+) -> list[MetricWriter]:
     """Open the writers of the logging rank, for a run that continues after iteration `resumed`.
 
     metrics.jsonl is written only with --save.
     """
-    writers: list[Writer] = []
+    writers: list[MetricWriter] = []
     if save:
         writers.append(JsonLines(Path(save) / "metrics.jsonl", resumed))
     if config.tensorboard_dir:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindspeed_mm.evaluation.stats import LEAST, mean_of, paired
+from mindspeed_mm.evaluation.stats import MIN_VALUES, mean_of, paired
 
 
 def test_interval_of_many_values_is_the_normal_one() -> None:
@@ -23,9 +23,9 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_few_values_have_no_interval() -> None:
-    found = mean_of([1.0] * (LEAST - 1))
+    found = mean_of([1.0] * (MIN_VALUES - 1))
     assert (found.low, found.high, found.differs) == (None, None, False)
-    assert mean_of([1.0] * LEAST).differs
+    assert mean_of([1.0] * MIN_VALUES).differs
 
 
 def test_pairs_show_what_single_means_hide() -> None:

@@ -1,6 +1,6 @@
-"""The pixels that condition the model.
+"""Loads the pixels that condition the model.
 
-Separate from the stages, so that code that only inspects pixels does not load a model.
+This is separate from the stages, so that code that only inspects pixels does not load a model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mindspeed_mm.generation.tasks import prepare_task
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
     """Load the pixels that condition the model.
 
-    Raises ConfigError for contradictory inputs, DataError for inputs that do not fit.
+    Raises ConfigError for contradictory inputs, and DataError for inputs that do not fit.
     """
     return pixels.to_tensors(_read(inputs, sampling))
 
 
 def conditions_of(request: GenerationRequest) -> Conditions:
-    """Load the pixels of a request. Raises DataError prefixed with the video's name."""
+    """Load the pixels of a request. Raises DataError with the name of the video."""
     return pixels.to_tensors(read_conditions(request))
 
 
 def read_conditions(request: GenerationRequest) -> ReadConditions:
-    """Like `conditions_of`, but clips from files stay uint8, a quarter of the memory. Raises DataError."""
+    """Load the pixels of a request, with clips from files as uint8 to save memory. Raises DataError."""
     try:
         if request.task is None:
             return _read(request.inputs, request.sampling)

@@ -1,4 +1,4 @@
-"""The inference JSON: weights, requests and how the run uses memory and devices. No torch.
+"""The inference JSON: weights, requests, and how the run uses memory and devices. No torch.
 
 A value is looked up in the task, then at the top level of the JSON, then in the preset. A command-line flag
 overrides the first two.
@@ -18,19 +18,18 @@ from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.sampling_config import Numbers
 from mindspeed_mm.outputs import name_problem, text_problem
 
-OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
+OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # suffixes of the output files, next to the folder NAME
 Tiled = Literal["auto", "always", "never"]
 Offload = Literal["none", "model", "block"]
 
 # Constants of the memory estimate, shared by a run and its plan.
 WORKSPACE = 24 << 30  # bytes that two experts on one device must leave for activations
-TOKEN_BYTES = (
-    48  # per token and hidden channel: residual streams, a norm, the two wide tensors of the feed-forward
-)
-VAE_PLANES = 90  # base_dim feature maps of output size live at once: 88 measured on a CPU, fp32, 192x256
+# Bytes per token and hidden channel: residual streams, a norm, and the two wide tensors of the feed-forward.
+TOKEN_BYTES = 48
+# Feature maps of base_dim channels and output size that exist at once; 88 measured on a CPU, fp32, 192x256.
+VAE_PLANES = 90
 
-# Prompt of preset mindspeed. The MindSpeed-MM JSON has none; its inputs are a boxing clip and a picture of
-# cats.
+# Prompt of preset mindspeed. MindSpeed-MM's JSON has none; its inputs are a boxing clip and an image of cats.
 MINDSPEED_PROMPT = "两只橘猫戴着红色拳击手套，在聚光灯下的拳击台上对打，镜头缓缓推近。"
 # The default negative prompt of the official code.
 NEGATIVE_PROMPT = (
@@ -41,7 +40,7 @@ NEGATIVE_PROMPT = (
 
 
 class WeightPaths(Config):
-    """`model`: the weights. Each can be in any supported format."""
+    """`model`: the weights, each in any supported format."""
 
     transformer: tuple[str | tuple[str, ...], ...] = Field(
         min_length=1,
@@ -84,7 +83,7 @@ class WeightPaths(Config):
 
 
 class Sources(Config):
-    """The texts and files of one video."""
+    """The prompts and input files of one video."""
 
     name: str | None = Field(
         default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files"
@@ -196,7 +195,7 @@ class RequestConfig(Numbers, Sources):
 
 
 class RunConfig(Config):
-    """How the run uses memory and devices, and where its results go."""
+    """How the run uses memory and devices, and where it writes its results."""
 
     output_path: str = Field(description="folder for videos, contact sheets and settings")
     prompts_file: str | None = Field(

@@ -1,4 +1,4 @@
-"""The denoising loop: predict a velocity, take the solver's step, call the hooks."""
+"""The denoising loop: predicts a velocity, takes the solver's step, and calls the hooks."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Step:
     total: int
     timestep: float
     before: Tensor  # latents [1, 16, R+F, h, w]
-    latents: Tensor  # the same after the step
+    latents: Tensor  # latents after the step
     prediction: Prediction
 
 
-StepHook = Callable[[Step], None]  # progress, preview, cancel; an exception in a hook ends the video
+StepHook = Callable[[Step], None]  # for progress, previews, cancelling; an exception in a hook ends the video
 PredictFn = Callable[[Tensor, Tensor], Prediction]  # latents, timestep [1]
 
 
@@ -68,9 +68,9 @@ def denoise_loop(
 
 
 class Predictor:
-    """The guided velocity of one video.
+    """Predicts the guided velocity of one video.
 
-    Selects the expert for each timestep and runs both prompts through it.
+    Selects the expert for each timestep, and runs both prompts through it.
     """
 
     def __init__(
@@ -108,5 +108,5 @@ class Predictor:
 
 
 def has_weight(scale: float | Sequence[float]) -> bool:
-    """Whether the VACE branch contributes at all with this `context_scale`."""
+    """Return whether the VACE branch contributes at all with this `context_scale`."""
     return any(scale) if isinstance(scale, Sequence) else scale != 0

@@ -1,4 +1,4 @@
-"""Settings embedded in a video file: all that is needed to generate it again, except its sources. No torch.
+"""Settings embedded in a video file: everything needed to generate it again, except its sources. No torch.
 
 The comment of NAME.mp4 is a JSON object whose `vace` key is the version of this format. It uses the keys of
 the inference JSON and contains no local paths; `inputs` lists the kinds of sources (video, mask, images, …).
@@ -22,7 +22,7 @@ _SOURCES = frozenset({"type", "videos", "images"})
 
 
 def embedded(settings: Mapping[str, Any]) -> str:
-    """The comment for a video generated with `settings` (the content of NAME.json)."""
+    """Return the comment for a video generated with `settings`, the content of NAME.json."""
     sampling = {name: value for name, value in settings.get("sampling", {}).items() if name != "grid"}
     values: dict[str, Any] = {"vace": VERSION, "prompt": settings.get("prompt", "")}
     values |= {name: settings[name] for name in ("negative_prompt", "window_prompts") if name in settings}
@@ -40,9 +40,9 @@ def embedded(settings: Mapping[str, Any]) -> str:
 
 
 def read_embedded(path: str | Path) -> dict[str, Any]:
-    """Read and validate the settings in a video file, under the keys of the inference JSON.
+    """Read and validate the settings in a video file. They have the keys of the inference JSON.
 
-    Raises DataError when the file has none.
+    Raises DataError if the file has none.
     """
     text = read_comment(path)
     name = Path(path).name
@@ -65,7 +65,7 @@ def read_embedded(path: str | Path) -> dict[str, Any]:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value of a task is a path, or a list that contains one."""
+    """Return whether a value of a task is a path, or a list that contains one."""
     if isinstance(value, (list, tuple)):
         return any(_is_path(item) for item in value)
     return isinstance(value, str) and "/" in value

@@ -1,4 +1,4 @@
-"""Selection of the transformer that predicts at a timestep, and offloading of the idle weights."""
+"""Selects the transformer that predicts at a timestep, and offloads idle weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGER = get_logger(__name__)
 
 
 class Experts:
-    """One transformer, or a high-noise and a low-noise one. Only the active one must be on the device."""
+    """One transformer, or a high-noise and a low-noise one. Only the active one needs to be on the device."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Experts:
     ) -> None:
         """Create the experts from [model] or [high, low].
 
-        With `placed`, the models are already on their devices (sharded, or in training) and are never moved.
+        With `placed`, the models are already on their devices (sharded or in training) and are never moved.
         `dtype` is the dtype of matrix products, if it differs from that of the weights (fp32 master weights
-        in training). `count` is the total number of weights, if this process has only a part of them
-        (pipeline stages).
+        in training). `count` is the total number of weights, if this process has only some of them (pipeline
+        stages).
         """
         if len(models) not in (1, 2):
             raise WeightsError(f"got {len(models)} transformers", expected="one, or [high, low]")
@@ -58,12 +58,12 @@ class Experts:
 
     @property
     def config(self) -> VaceConfig:
-        """Sizes of the model, which are the same for both experts."""
+        """The sizes of the model, which are the same for both experts."""
         return self.models[0].config
 
     @property
     def device(self) -> torch.device:
-        """Device that the experts compute on."""
+        """The device that the experts compute on."""
         return self._accelerator.device
 
     def index_at(self, timestep: float, boundary: float) -> int:
@@ -80,14 +80,14 @@ class Experts:
     def fits_batched_cfg(self, tokens: int) -> bool:
         """Return whether one pass over both prompts fits on the device in addition to the weights.
 
-        If it does not, the prompts are processed one after the other. The decision depends on sizes only, so
-        that results are bitwise identical during and after training, and with and without offloading.
+        If it does not, the prompts are processed sequentially. The decision depends only on sizes, so that
+        results are bitwise identical during and after training, and with and without offloading.
         """
         activations = 2 * TOKEN_BYTES * tokens * self.config.trunk.hidden_size
         return self._count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
     def offload(self) -> None:
-        """Move the active model off the device, unless models stay there."""
+        """Move the active model off the device, unless the models stay there."""
         if self.mode != "none" and self._active is not None:
             self._offloaders[self._active].offload()
             self._active = None
@@ -101,7 +101,7 @@ class Experts:
 
 
 def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: Offload) -> Offload:
-    """Return the mode `model` instead of `none` if two experts do not fit on the device together."""
+    """Return `offload`, or `model` instead of `none` if two experts do not fit on the device together."""
     needed = sum(weight.numel() * weight.element_size() for model in models for weight in model.parameters())
     total = accelerator.total_memory()
     if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + WORKSPACE <= total:
@@ -146,7 +146,7 @@ class OffloadedModule:
 
 
 class BlockOffloader:
-    """A transformer whose blocks are copied to the device one after another.
+    """A transformer whose blocks are copied to the device one at a time.
 
     The next block is copied while the current one computes.
     """

@@ -1,4 +1,4 @@
-"""Checks for NaN and infinite latents and pixels, and errors that name the likely cause.
+"""Checks latents and pixels for NaN and infinity, and raises errors that name the likely cause.
 
 The check itself is one reduction per step. All other code in this module runs only after a check has failed.
 """
@@ -13,19 +13,20 @@ from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.finite import is_finite, nonfinite_weights
 
-_CUSTOMARY = {  # bounds that all published settings are far within
+# Bounds that all published settings are well within.
+_CUSTOMARY = {
     "guidance_scale": (0.0, 50.0),
     "guidance_scale_2": (0.0, 50.0),
     "context_scale": (-10.0, 10.0),
     "shift": (0.01, 1000.0),
 }
-_TALL = 1e3  # latents are of order 1; if a step starts above this value, an earlier step caused it
+_TALL = 1e3  # latents are of order 1, so if a step starts above this value, an earlier step is the cause
 
 
 def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
     """Check the inputs before the first step.
 
-    Raises NonFiniteError that names the model whose output is not finite.
+    Raises NonFiniteError with the model whose output is not finite.
     """
     if not is_finite(vace_context):
         raise NonFiniteError(

@@ -1,6 +1,6 @@
 """Classifier-free guidance.
 
-Which prompts the model sees at a step, and how its velocities are combined.
+Determines which prompts the model sees at a step, and how its velocities are combined.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GuidanceFn = Callable[[VelocityFn, Tensor, "Tensor | None", float], Tensor]
 def guided_velocity(
     predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
 ) -> Tensor:
-    """v_u + scale·(v_c − v_u) in fp32, [1, 16, R+F, h, w]. At scale 1 the negative prompt is skipped."""
+    """Return v_u + scale·(v_c − v_u) in fp32, [1, 16, R+F, h, w]. At scale 1, skips the negative prompt."""
     if scale == 1 or negative_prompt_embeds is None:
         return predict(prompt_embeds)
     conditional, unconditional = predict(pad_and_stack(prompt_embeds, negative_prompt_embeds)).chunk(2)
@@ -26,7 +26,7 @@ def guided_velocity(
 
 
 def pad_and_stack(prompt_embeds: Tensor, negative_prompt_embeds: Tensor) -> Tensor:
-    """Zero-pad and stack both [1, L, D] → [2, max L, D]. The model itself pads prompts with zero rows."""
+    """Stack both [1, L, D] to [2, max L, D] with zero padding, which the model itself adds to prompts."""
     both = (prompt_embeds, negative_prompt_embeds)
     longest = max(rows.shape[1] for rows in both)
     return torch.cat([F.pad(rows, (0, 0, 0, longest - rows.shape[1])) for rows in both])

@@ -1,4 +1,4 @@
-"""How processes share one video: guidance is split over two halves, tokens over the processes of a half.
+"""How processes share a video: guidance is split across two halves, tokens across the processes of a half.
 
 Pure arithmetic, no torch.
 """
@@ -13,14 +13,14 @@ from mindspeed_mm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """`context` processes share the tokens; there are `halves` such groups."""
+    """`halves` groups of `context` processes. The processes of a group share the tokens."""
 
     context: int
-    halves: int  # 2: one computes the prompt, the other the negative prompt
+    halves: int  # if 2, one half computes the prompt and the other the negative prompt
 
     @property
     def world(self) -> int:
-        """Total number of processes."""
+        """The total number of processes."""
         return self.context * self.halves
 
 
@@ -32,9 +32,9 @@ def choose_layout(
     cfg_parallel: Literal["auto", "on", "off"],
     context: int | None,
 ) -> Layout:
-    """Choose the layout of `world` processes. Raises ConfigError naming the sizes that work.
+    """Choose the layout of `world` processes. Raises ConfigError with the sizes that work.
 
-    `auto` splits guidance over two halves when any video uses guidance and `world` is even, because the
+    `auto` splits guidance across two halves if any video uses guidance and `world` is even, because the
     halves communicate only once per step.
     """
     if cfg_parallel == "on" and world % 2:

@@ -26,7 +26,7 @@ _EXPERTS = ("high_noise_model", "low_noise_model")
 
 
 class _Named(Config):
-    """What an inference JSON says of the weights."""
+    """The part of an inference JSON that names the weights."""
 
     model: WeightPaths
 
@@ -34,7 +34,7 @@ class _Named(Config):
 def resolve_model_dir(folder: str | Path) -> WeightPaths:
     """Find the weights in an official folder (1.3B, 14B, A14B), a diffusers folder or an inference JSON.
 
-    Raises WeightsError that names what is missing, or ConfigError for an invalid JSON.
+    Raises WeightsError with what is missing, and ConfigError for an invalid JSON.
     """
     root = Path(folder)
     if root.suffix == ".json" and root.is_file():
@@ -79,8 +79,8 @@ def load_experts(
 ) -> Experts:
     """Load all transformers.
 
-    They are loaded on the host and then placed as `offload` requires, or sharded over the processes of
-    `parallel` with `shard`. `quantize` is the storage format of the linear layers in the blocks. Raises
+    They are loaded on the host and then placed as `offload` requires or, with `shard`, sharded across the
+    processes of `parallel`. `quantize` is the storage format of the linear layers in the blocks. Raises
     WeightsError.
     """
     spec = generating_spec(paths.model_id, "model.model_id")
@@ -105,7 +105,7 @@ def load_experts(
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
     """Read the headers of all transformers, log what was found, and return their sizes.
 
-    Raises WeightsError, or ConfigError for a model that cannot generate.
+    Raises WeightsError, and ConfigError for a model that cannot generate.
     """
     spec = generating_spec(paths.model_id, "model.model_id")
     found = [open_model(_one_or_many(shards), spec).sizes for shards in paths.experts]

@@ -1,9 +1,9 @@
-"""Temporary application of LoRAs for one video.
+"""Applies LoRAs temporarily, for one video.
 
 LoRAs are either merged into the weights for the duration of the video, or added to the weights of each module
-while it computes. Both give the video of the merged weights: every sum is computed in fp32 and rounded once
-to the weight's dtype, as in `merge_lora`. Adding works for offloaded, sharded and 8-bit weights, and with a
-different strength at each step. Merging adds no cost per step, but needs host memory for the original
+while it computes. Both give the same video as permanently merged weights: every sum is computed in fp32 and
+rounded once to the weight's dtype, as in `merge_lora`. Adding supports offloaded, sharded and 8-bit weights,
+and a different strength at each step. Merging has no cost per step, but needs host memory for the original
 weights.
 """
 
@@ -47,7 +47,7 @@ class LoraSchedule:
 
     @property
     def phase(self) -> int:
-        """Phase of the current step, counted from 0."""
+        """The phase of the current step, counted from 0."""
         return self.phases[min(self.step, len(self.phases) - 1)] if self.phases else 0
 
     def advance(self, step: Step) -> None:
@@ -94,7 +94,7 @@ class _Patch:
         for name, updates in self.updates.items():
             weight = getattr(module, name)
             exact, dtype = weight.data.float(), weight.dtype
-            if name == "weight" and isinstance(module, nn.Linear):  # its weight may be quantized to 8 bits
+            if name == "weight" and isinstance(module, nn.Linear):  # the weight may be quantized to 8 bits
                 exact, dtype = exact_weight(module), product_dtype(module)
             parts = [part for update in updates if (part := update.of(exact, self.clock)) is not None]
             if parts:
@@ -112,9 +112,9 @@ class _Patch:
 def applied(
     experts: Experts, uses: Sequence[LoraUse], sampling: SamplingConfig | None = None
 ) -> Iterator[LoraSchedule]:
-    """Apply LoRAs to the models within the block, and then restore the original weights exactly.
+    """Apply LoRAs to the models within the block, then restore the original weights exactly.
 
-    Call `LoraSchedule.advance` after each step. Raises ConfigError, or WeightsError for a LoRA that does not
+    Call `LoraSchedule.advance` after each step. Raises ConfigError, and WeightsError for a LoRA that does not
     fit.
     """
     clock = LoraSchedule(_phases(sampling, len(experts.models)))
@@ -140,7 +140,7 @@ def applied(
     finally:
         for handle in handles:
             handle.remove()
-        for patch in patches:  # merged LoRAs, and those of a forward pass that an error interrupted
+        for patch in patches:  # undo merged LoRAs, and those of a forward pass that an error interrupted
             patch.leave(nn.Identity(), None, None)
 
 
@@ -191,7 +191,7 @@ def open_loras(
 ) -> list[list[tuple[LoraUse, Adapter]]]:
     """Open the LoRAs of each model, reading only their headers.
 
-    Raises ConfigError, or WeightsError for a LoRA that does not fit.
+    Raises ConfigError, and WeightsError for a LoRA that does not fit.
     """
     shapes = layout(config)
     found: list[list[tuple[LoraUse, Adapter]]] = [[] for _ in range(experts)]

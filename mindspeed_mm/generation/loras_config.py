@@ -1,4 +1,4 @@
-"""LoRAs of a video, and the presets for few-step LoRAs. No torch."""
+"""The LoRAs of a video, and the presets for few-step LoRAs. No torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LoraUse(Config):
     @model_validator(mode="before")
     @classmethod
     def _as_object(cls, value: Any) -> Any:
-        """`style.safetensors`, `style.safetensors=0.7`, `…=1,1,0.5` and `…=0;1`, as on the command line."""
+        """Parse `style.safetensors`, `style.safetensors=0.7`, `…=1,1,0.5` or `…=0;1`, as in a flag."""
         if not isinstance(value, str):
             return value
         path, equals, number = value.rpartition("=")
@@ -69,7 +69,7 @@ class LoraUse(Config):
         return isinstance(self.strength, str)
 
     def at(self, step: int, phase: int = 0) -> float:
-        """The strength at a denoising step and phase, both counted from 0."""
+        """Return the strength at a denoising step and phase, both counted from 0."""
         numbers = self.strengths
         return numbers[min(phase if self.by_phase else step, len(numbers) - 1)]
 

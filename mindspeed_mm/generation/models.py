@@ -1,4 +1,4 @@
-"""ModelStore: the models of a generation, loaded on first use and off the device when idle."""
+"""ModelStore: the models of a generation, loaded on first use and kept off the device when idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.models.wan.vae import WanVae
 
 
 class ModelStore:
-    """Transformers, VAE and text encoder of one process.
+    """The transformers, VAE and text encoder of one process.
 
     Also caches prompt embeddings, and keeps the timings of the current video.
     """
@@ -33,12 +33,12 @@ class ModelStore:
         num_experts: int | None = None,
         keep_text_encoder: bool = False,
     ) -> None:
-        """`text_encoder` is a function that loads it; `experts` may be one too.
+        """`text_encoder` is a function that loads the text encoder. `experts` may be such a function, too.
 
-        `keep_text_encoder`: keep it on the host between videos instead of dropping it.
+        `keep_text_encoder` keeps the text encoder on the host between videos instead of freeing it.
 
-        `num_experts`: how many models `experts` will load; selects the presets' shift (default: the number
-        given, or 1).
+        `num_experts` is the number of models that `experts` will load, which selects the shift of the
+        presets. It defaults to the number of models given, or 1.
         """
         self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
         self.accelerator = accelerator
@@ -47,7 +47,7 @@ class ModelStore:
         self.timings = Timings(accelerator)
         self._experts = experts
         self._vae = None if vae is None else vae.to(accelerator.device)
-        # caches the latents of gray, which is most of what VACE encodes
+        # Caches the latents of gray clips, which are most of what VACE encodes.
         self._stream_encoder: StreamEncoder | None = None
         self._text_encoder = text_encoder
         self._loaded_text: TextEncoder | None = None
@@ -83,7 +83,7 @@ class ModelStore:
         return self._loaded_text.to(self.accelerator.device)
 
     def free_text_encoder(self) -> None:
-        """Free device memory for the transformer: the text encoder is the second largest model."""
+        """Free device memory for the transformer. The text encoder is the second largest model."""
         if self._loaded_text is not None and self.keep_text_encoder:
             self._loaded_text.to("cpu")
         else:
@@ -91,7 +91,7 @@ class ModelStore:
         self.accelerator.empty_cache()
 
     def vae_for(self, height: int, width: int) -> WanVae:
-        """The VAE, tiled if frames of this size need it."""
+        """Return the VAE, tiled if frames of this size need it."""
         tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
         if tiles != self.vae.tiled:
             self._stream_encoder = None  # its cache was computed with the other setting
@@ -102,13 +102,13 @@ class ModelStore:
         return self.vae
 
     def stream_encoder(self, height: int, width: int) -> StreamEncoder:
-        """The encoder for conditions of this size."""
+        """Return the encoder for conditions of this size."""
         vae = self.vae_for(height, width)
         self._stream_encoder = self._stream_encoder or StreamEncoder(vae)
         return self._stream_encoder
 
     def needs_tiles(self, height: int, width: int) -> bool:
-        """Whether decoding whole frames would need more than 80% of the free device memory."""
+        """Return whether decoding whole frames would need more than 80% of the free device memory."""
         free = self.accelerator.total_memory() - self.accelerator.memory_allocated()
         return vae_bytes(self.vae, height, width) > 0.8 * free
 
@@ -119,8 +119,8 @@ class ModelStore:
 
 
 def vae_bytes(vae: WanVae, height: int, width: int) -> int:
-    """Estimated peak activation bytes when whole frames of this size are decoded.
+    """Estimate the peak activation bytes of decoding whole frames of this size.
 
-    Proportional to the area of a frame.
+    The estimate is proportional to the area of a frame.
     """
     return int(VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""The noise of a video, drawn on the CPU so that a seed gives the same noise on every device."""
+"""Draws the noise of a video on the CPU, so that a seed gives the same noise on every device."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def make_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Standard normal noise, fp32 [16, R+F, h, w], for `shape` (R+F, h, w)."""
+    """Return standard normal noise, fp32 [16, R+F, h, w], for `shape` (R+F, h, w)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 16, *shape, generator=generator)[0]
 
 
 def step_noise(shape: Sequence[int], seed: int, step: int) -> Tensor:
-    """Standard normal noise of (seed, step), fp32.
+    """Return standard normal noise for (seed, step), fp32.
 
     Step 0 gives the noise of `make_noise`.
     """

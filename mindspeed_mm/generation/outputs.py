@@ -1,4 +1,4 @@
-"""Output files of a video: first the latents, then the decoded video, its contact sheet and its settings."""
+"""Writes the outputs of a video: the latents, then the decoded video, its contact sheet and its settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOGGER = get_logger(__name__)
 
 
 def describe(models: ModelStore, made: GeneratedVideo) -> dict[str, Any]:
-    """Return the settings that reproduce this video, and its cost, as plain values.
+    """Return the settings that reproduce this video and its cost, as plain values.
 
     The process must have a VAE.
     """
@@ -49,20 +49,20 @@ def describe(models: ModelStore, made: GeneratedVideo) -> dict[str, Any]:
 
 
 class VideoFiles:
-    """Writes videos into a folder: NAME.mp4, NAME.png, NAME.json and NAME/."""
+    """Writes videos to a folder: NAME.mp4, NAME.png, NAME.json and NAME/."""
 
     def __init__(self, models: ModelStore, folder: Path, run: dict[str, Any]) -> None:
-        """Create a writer. `run` contains the settings of the run for NAME.json."""
+        """Create a writer. `run` contains the run settings for NAME.json."""
         self.models, self.folder, self.run = models, folder, run
 
     def write_conditions(self, request: GenerationRequest, conditions: Conditions) -> None:
-        """Log the notes of the conditions, and write the conditions to files before they are encoded."""
+        """Log the notes of the conditions, and write the conditions before they are encoded."""
         for note in conditions.notes:
             LOGGER.info("  %s: %s", request.name, note, extra=on_every_rank())
         write_conditions(self.folder / request.name, conditions, request.sampling.fps)
 
     def write(self, made: GeneratedVideo) -> None:
-        """Write the latents, then the video while it is decoded, its contact sheet and its settings."""
+        """Write the latents, the video as it is decoded, its contact sheet and its settings."""
         request = made.request
 
         def settings() -> dict[str, Any]:
@@ -98,9 +98,9 @@ def write_decoded(
     settings: Callable[[], dict[str, Any]],
     conditions: Conditions | None = None,
 ) -> None:
-    """Write the video while it is decoded, its contact sheet and its settings, and log its path and cost.
+    """Write the video as it is decoded, its contact sheet and its settings, and log its path and cost.
 
-    `kept` is the file of the latents.
+    `kept` is the file with the latents.
     """
     with nullcontext() if kept is None else with_resume_hint(kept):
         path = write_outcome(
@@ -131,7 +131,7 @@ def write_decoded(
 
 @contextmanager
 def with_resume_hint(latents: Path) -> Iterator[None]:
-    """Add to an error of the block how to resume from the latents."""
+    """Add advice on resuming from the latents to errors in the block."""
     hint = f"the latents are safe: run again with --from-latents {latents}"
     try:
         with explain_oom("", "while decoding", ""):

@@ -1,4 +1,4 @@
-"""Distribution of work over processes: a single process, one video per process, or all on one video."""
+"""Distributes work across processes: a single process, one video per process, or all on one video."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class SingleProcess:
-    """A single process. Base class of the parallel modes."""
+    """A single process, and the base class of the parallel modes."""
 
     is_main = True  # the main process reads sources, encodes, decodes and writes
 
@@ -42,7 +42,7 @@ class SingleProcess:
         return guided_velocity(predict, prompt_embeds, negative_prompt_embeds, scale)
 
     def check(self, fn: Callable[[], None]) -> None:
-        """Call `fn`, which checks the inputs before anything is loaded."""
+        """Call `fn`, which checks the inputs before any model is loaded."""
         fn()
 
     def is_shared(self, error: MindSpeedMMError) -> bool:
@@ -62,7 +62,7 @@ SINGLE = SingleProcess()
 
 
 class DataParallel(SingleProcess):
-    """One of torchrun's processes, each of which generates its own videos. Use it inside `launch`."""
+    """One of torchrun's processes, each of which generates its own videos. Must be used inside `launch`."""
 
     def check(self, fn: Callable[[], None]) -> None:
         """Call `fn` on every process. If it fails, all raise the error of the lowest failing rank."""
@@ -70,7 +70,7 @@ class DataParallel(SingleProcess):
 
 
 class ContextParallel(SingleProcess):
-    """All of torchrun's processes on one video. `layout` divides them between tokens and guidance."""
+    """All torchrun processes on one video. `layout` divides them between tokens and guidance."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class ContextParallel(SingleProcess):
         *,
         share_errors: bool = False,
     ) -> None:
-        """Create the process groups, or use the groups of an existing `mesh`, as in training.
+        """Create the process groups, or use those of an existing `mesh`, as in training.
 
-        Call this inside `launch`. For `share_errors`, see `run_on_main_and_broadcast`.
+        Must be called inside `launch`. For `share_errors`, see `run_on_main_and_broadcast`.
         """
         parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
@@ -97,7 +97,7 @@ class ContextParallel(SingleProcess):
     ) -> Tensor:
         """Return the guided velocity.
 
-        Each half predicts for one prompt, and then both gather both velocities.
+        If there are two halves, each predicts for one prompt, and both gather both velocities.
         """
         if self.layout.halves == 1 or scale == 1 or negative_prompt_embeds is None:
             return super().guide(predict, prompt_embeds, negative_prompt_embeds, scale)
@@ -109,7 +109,7 @@ class ContextParallel(SingleProcess):
     def is_shared(self, error: MindSpeedMMError) -> bool:
         """Return whether all processes of this video raised `error`.
 
-        Latents are the same on all processes, so all of them raise NonFiniteError together.
+        The latents are equal on all processes, so all raise NonFiniteError together.
         """
         return error is self._shared or isinstance(error, NonFiniteError)
 

@@ -1,6 +1,6 @@
-"""Behaviour of published projects that this one deliberately does not share.
+"""Behaviour of other projects that this one deliberately does not share.
 
-Each key reproduces one of them; all are off by default.
+Each key reproduces one behaviour. All are off by default.
 
 | key | project | what it reproduces |
 |-|-|-|
@@ -20,12 +20,12 @@ from mindspeed_mm.flow.schedule import shifted
 
 
 def rotated_noise(noise: Tensor, num_refs: int) -> Tensor:
-    """Noise [16, R+F, h, w] with its last R frames moved to the front."""
+    """Return noise [16, R+F, h, w] with its last R frames moved to the front."""
     return torch.roll(noise, num_refs, dims=1)
 
 
 def twice_shifted_sigmas(steps: int, shift: float) -> Tensor:
-    """fp64 [N]: an even grid from 1 down to the shifted sigma of timestep 1, shifted again."""
+    """Return fp64 sigmas [N]: an even grid from 1 down to the shifted sigma of timestep 1, shifted again."""
     lowest = float(shifted(torch.tensor(0.001, dtype=torch.float32), shift))
     grid = np.linspace(1000.0, lowest * 1000, steps) / 1000
     return shifted(torch.from_numpy(grid), shift)

@@ -46,7 +46,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.ops.quantized import QuantFormat
 
 LOGGER = get_logger(__name__)
-OnStep = Callable[[int, int], None]  # steps done, steps in total
+OnStep = Callable[[int, int], None]  # number of completed steps, total number of steps
 
 
 class VacePipeline:
@@ -58,8 +58,8 @@ class VacePipeline:
     def __init__(self, models: ModelStore, config: VaceConfig | None = None) -> None:
         """Create a pipeline.
 
-        `config` contains the sizes of the transformer. It is used to warn of requests that are far from what
-        these weights were trained for.
+        `config` contains the sizes of the transformer. It is used to warn about requests that are far from
+        what the weights were trained on.
         """
         self.models, self.config = models, config
 
@@ -80,7 +80,7 @@ class VacePipeline:
         `device` is cpu, cuda or npu; None selects an available device. `quantize` is int8 or fp8, for the
         linear layers of the transformer's blocks.
 
-        The transformer and the text encoder are loaded when they are first needed. Raises WeightsError.
+        The transformer and the text encoder are loaded on first use. Raises WeightsError.
         """
         paths = weights if isinstance(weights, WeightPaths) else resolve_model_dir(weights)
         accelerator = Accelerator.detect(device)
@@ -146,11 +146,11 @@ class VacePipeline:
     ) -> GenerationResult:
         """Generate one video from a prompt and settings, or from a GenerationRequest, which contains both.
 
-        Arguments have the same names as in the inference JSON; those that are None are taken from the preset.
+        Arguments have the same names as in the inference JSON. The preset supplies those that are None.
         Inputs may be paths, Pillow images, arrays or tensors (see `Inputs`). `hooks` are called after each
         denoising step.
 
-        Raises ConfigError, DataError, NonFiniteError, WeightsError.
+        Raises ConfigError, DataError, NonFiniteError and WeightsError.
         """
         given = {
             name: value
@@ -198,7 +198,7 @@ class VacePipeline:
     def generate(self, request: GenerationRequest, *, hooks: Sequence[StepHook] = ()) -> GenerationResult:
         """Generate the video of a fully specified request. `hooks` are called after each denoising step.
 
-        Raises ConfigError, DataError, NonFiniteError, WeightsError.
+        Raises ConfigError, DataError, NonFiniteError and WeightsError.
         """
         if self.config is not None:
             for line in unusual_requests(self.config, {request.name or "video": request.sampling}):

@@ -1,4 +1,4 @@
-"""Resolves a request and its preset to every number of a video."""
+"""Resolves a request and its preset to the complete sampling settings of a video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_mm.generation.solvers.config import SOLVERS
 
 
 def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
-    """Fill what `request` leaves unset from its preset. `experts` is 1 or 2. Raises ConfigError."""
+    """Fill in the unset values of `request` from its preset. `experts` is 1 or 2. Raises ConfigError."""
     given = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
     flow = {"solver": "euler"} if given.get("videoxfun_sigmas") else {}
     values = {**_preset(given, experts), **flow, **given}
@@ -40,7 +40,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
 
 
 def changed_from_preset(sampling: SamplingConfig) -> str:
-    """How a video departs from its few-step preset, `steps 50 instead of 4`; "" if it does not."""
+    """Return how a video differs from its few-step preset, such as `steps 50 instead of 4`, or ""."""
     numbers: Mapping[str, Any] = FEW_STEPS[sampling.preset][0] if sampling.preset in FEW_STEPS else {}
     mine = {key: getattr(sampling, key) for key in numbers}
     return ", ".join(
@@ -49,7 +49,7 @@ def changed_from_preset(sampling: SamplingConfig) -> str:
 
 
 def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
-    """Raise ConfigError for more window prompts or reference lists than there are windows."""
+    """Raise ConfigError if there are more window prompts or reference lists than windows."""
     count = len(sampling.windows)
     for key, given in (
         ("window_prompts", request.window_prompts),
@@ -65,7 +65,7 @@ def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
 
 
 def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
-    """The timesteps below which the next phase begins: where guidance ends and where the experts switch."""
+    """Return the timesteps below which a new phase begins: where guidance ends, and the experts switch."""
     found = {sampling.guidance_end} if sampling.guidance_end else set()
     return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
 
@@ -91,9 +91,9 @@ def _follow_timesteps(values: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _preset(given: Mapping[str, Any], experts: int) -> dict[str, Any]:
-    """Solver, grid and shift of the preset.
+    """Return the solver, grid and shift of the preset.
 
-    From the official code, DiffSynth, or diffusers, whose shift depends on the frame size.
+    They follow the official code, DiffSynth, or diffusers, whose shift depends on the frame size.
     """
     name = given.get("preset", "wan")
     if name in FEW_STEPS:

@@ -1,6 +1,6 @@
 """GenerationRequest: a fully specified request for one video.
 
-VacePipeline, the inference JSON and validation videos all build one. This module does not import torch.
+VacePipeline, the inference JSON and validation videos all use it. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mindspeed_mm.generation.sampling_config import SamplingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 else:
-    Tensor = Any  # pydantic evaluates the annotations at run time
+    Tensor = Any  # because pydantic evaluates the annotations at run time
 
 __all__ = ["KEYS", "Clip", "GenerationRequest", "Inputs", "Picture"]
-# Field of Inputs → its key in the JSON.
+# Fields of Inputs → keys of the JSON.
 KEYS = {
     "src_video": "video_path",
     "src_mask": "mask_path",
@@ -42,7 +42,7 @@ class TaskRequest:
     images: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As job.json says it."""
+        """Return the task as job.json stores it."""
         options = json.loads(self.options)
         return {"type": self.name, **options, "videos": list(self.videos), "images": list(self.images)}
 
@@ -56,10 +56,10 @@ class GenerationRequest:
     inputs: Inputs = field(default_factory=Inputs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     name: str = ""  # name of the output files, also used in messages
-    noise: Tensor | None = None  # [16, R+F, h, w], instead of the noise of the seed
+    noise: Tensor | None = None  # [16, R+F, h, w], replaces the noise of the seed
     loras: tuple[LoraUse, ...] = ()
     task: TaskRequest | None = None  # makes src_video, src_mask and references before generation
-    # one per window of a long video; the last applies to all that follow
+    # One for each window of a long video. The last one also applies to all later windows.
     window_prompts: tuple[str, ...] = ()
 
     @classmethod
@@ -73,7 +73,7 @@ class GenerationRequest:
         noise: Tensor | None = None,
         task: TaskRequest | None = None,
     ) -> GenerationRequest:
-        """Create a request from `config`, with unset values taken from its preset.
+        """Create a request from `config`, with unset values from its preset.
 
         `inputs` are the inputs that `config` names, already found and opened. `experts` is the number of
         transformers, 1 or 2. Raises ConfigError.
@@ -110,7 +110,7 @@ class GenerationRequest:
         return prompts[min(window, len(prompts) - 1)]
 
     def to_json(self) -> dict[str, Any]:
-        """As job.json says it."""
+        """Return the request as job.json stores it."""
         return {
             "name": self.name,
             "prompt": self.prompt,
@@ -124,7 +124,7 @@ class GenerationRequest:
 
 
 def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
-    """Check that `paste_back` is set only if some pixels are kept. Raises ConfigError."""
+    """Raise ConfigError if `paste_back` is set but no pixels are kept."""
     keeps = inputs.src_mask is not None or inputs.has_ends or inputs.outpaint is not None
     if sampling.paste_back is not None and not keeps:
         raise ConfigError(
@@ -135,7 +135,7 @@ def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
 
 
 def _check_references(sampling: SamplingConfig, count: int) -> None:
-    """Check that every reference that a window names is given. Raises ConfigError."""
+    """Raise ConfigError if a window names a reference that is not given."""
     for number, row in enumerate(sampling.window_references or ()):
         if missing := [reference for reference in row if reference >= count]:
             raise ConfigError(

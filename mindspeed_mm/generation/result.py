@@ -1,7 +1,4 @@
-"""Data that passes through a generation, and its result.
-
-Prompt embeddings, timings, and the video with its settings.
-"""
+"""The data of a generation: prompt embeddings, timings, and the video with its settings."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ from mindspeed_mm.generation.writer import Frames, write_conditions, write_outco
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEmbeds:
-    """Embedded prompts of one video."""
+    """The embedded prompts of one video."""
 
     prompt_embeds: Tensor  # [L, text_dim]
     negative_prompt_embeds: Tensor | None  # [L, text_dim]; None without guidance
 
     def batched(self, device: torch.device) -> PromptEmbeds:
-        """The same as [1, L, text_dim] on `device`."""
+        """Return the embeddings as [1, L, text_dim] on `device`."""
         negative = self.negative_prompt_embeds
         return PromptEmbeds(
             prompt_embeds=self.prompt_embeds[None].to(device),
@@ -40,16 +37,16 @@ class PromptEmbeds:
 
 
 class Timings:
-    """Seconds of each phase, including work queued on the device."""
+    """The seconds of each phase, including work queued on the device."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.seconds: dict[str, float] = {}
-        self.steps: list[float] = []  # each denoising step
+        self.steps: list[float] = []  # seconds of each denoising step
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to phase `name`."""
+        """Add the run time of the block to the phase `name`."""
         self.accelerator.synchronize()
         start = time.perf_counter()
         yield
@@ -58,33 +55,33 @@ class Timings:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time one denoising step, as part of phase `denoise`."""
+        """Time a denoising step, as part of the phase `denoise`."""
         before = self.seconds.get("denoise", 0.0)
         with self.phase("denoise"):
             yield
         self.steps.append(self.seconds["denoise"] - before)
 
     def report(self) -> dict[str, float]:
-        """Rounded seconds of each phase; `step` is the median of the denoising steps."""
+        """Return the rounded seconds of each phase. `step` is the median of the denoising steps."""
         report = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
         return {**report, "step": round(statistics.median(self.steps), 4)} if self.steps else report
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedVideo:
-    """A generated video before any of it is written. Exists on the main process only."""
+    """A generated video before it is decoded and written. Exists only on the main process."""
 
     request: GenerationRequest
     conditions: Conditions
     num_refs: int
     latents: Tensor | None  # [16, R+F, h, w], references first; None for a video with several latents
     chunks: Callable[[], Iterator[Frames]]  # the frames [t, H, W, 3], a few at a time
-    report: Callable[[], dict[str, Any]]  # drift and seams of windows; call after the last frame
+    report: Callable[[], dict[str, Any]]  # drift and seams of windows; to be called after the last frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """A video and everything known about it."""
+    """A video with its latents, conditions and settings."""
 
     frames: Frames  # uint8 [T, H, W, 3]
     latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None for window_mode extend
@@ -93,7 +90,7 @@ class GenerationResult:
     settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
 
     def save(self, path: str | Path) -> Path:
-        """PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ with conditions and latents."""
+        """Write PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ (conditions, latents)."""
         base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
         fps = float(self.settings["sampling"]["fps"])
         write_conditions(base, self.conditions, fps)

@@ -1,4 +1,4 @@
-"""Generation of one video, from its request to its pixels.
+"""Generates one video, from its request to its pixels.
 
 Shared by VacePipeline, the command line and validation videos.
 """
@@ -49,7 +49,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Objects that all steps of a generation share."""
+    """The objects that all steps of a generation share."""
 
     models: ModelStore
     parallel: SingleProcess
@@ -165,7 +165,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
     """Denoise with a progress bar. Returns latents [16, R+F, h, w] on the host, references first."""
     models, sampling = run.models, request.sampling
     with explain_oom(request.name):
-        _ = models.experts  # load before the bar starts: its ETA covers denoising steps only
+        _ = models.experts  # load before the bar starts, so that its ETA covers only denoising steps
     with (
         Progress(
             f"{request.name}: denoising".removeprefix(": "),
@@ -192,7 +192,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
 def _encode(
     run: Run, request: GenerationRequest, conditions: Conditions | None, on_conditions: OnConditions | None
 ) -> Encoded:
-    """Encode pixels and prompts on the main process, and send them to all processes."""
+    """Encode pixels and prompts on the main process, and send the results to all processes."""
     models, parallel = run.models, run.parallel
     rows = share_prompts(models, [request], parallel)
 
@@ -224,7 +224,7 @@ def share_prompts(
 ) -> dict[str, Tensor]:
     """Return the embeddings [L, text_dim] of all prompts of `requests`, on every process.
 
-    The main process encodes them all at once.
+    The main process encodes all of them before any video is generated.
     """
     texts = [text for request in requests for text in request.prompts]
     if any(text not in models.cached_prompts for text in texts):

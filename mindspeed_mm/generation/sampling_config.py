@@ -1,4 +1,4 @@
-"""The numbers of one video: size, frames, solver, guidance. No torch."""
+"""The sampling settings of one video: size, frames, solver, guidance. No torch."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Numbers(WindowKeys):
 
 
 class SamplingConfig(Numbers):
-    """Every number of one video, decided."""
+    """The complete sampling settings of one video, with all presets resolved."""
 
     grid: Literal["official", "diffusers"] = "official"
 

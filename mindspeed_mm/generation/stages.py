@@ -36,7 +36,7 @@ _SMALLER = (
 def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tensor]:
     """Return the embedding [L, text_dim] of each prompt, on the host.
 
-    New prompts are encoded and cached. The text encoder is then freed.
+    Encodes and caches new prompts, and then frees the text encoder.
     """
     prompts = list(dict.fromkeys(prompts))
     new = [prompt for prompt in prompts if prompt not in models.cached_prompts]
@@ -50,7 +50,7 @@ def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tens
 
 @torch.no_grad()
 def encode_conditions(models: ModelStore, conditions: Conditions, sampling: SamplingConfig) -> Tensor:
-    """Encode conditions to vace_context [96, R+F, h, w]. Feature extraction uses the same encoding."""
+    """Encode conditions to vace_context [96, R+F, h, w]. Uses the same code as feature extraction."""
     encoder = models.stream_encoder(sampling.height, sampling.width)
     with models.timings.phase("vae_encode"):
         return encode_vace_context(
@@ -140,9 +140,9 @@ def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> ConfigError |
 
 @contextmanager
 def explain_oom(where: str, when: str = "before decoding", fix: str = _SMALLER) -> Iterator[None]:
-    """Convert an out-of-memory error of the block to a DataError with advice.
+    """Convert an out-of-memory error in the block to a DataError with advice.
 
-    The original error is set as its cause.
+    The original error becomes its cause.
     """
     try:
         yield

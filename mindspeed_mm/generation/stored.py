@@ -1,4 +1,4 @@
-"""latents.safetensors: the denoised latents, and the settings that made them.
+"""latents.safetensors: denoised latents and the settings that made them.
 
 Everything read from the file is validated.
 """
@@ -24,11 +24,11 @@ from mindspeed_mm.outputs import name_problem
 FILE_NAME = LATENTS_FILE
 _DTYPES = ("F32", "BF16", "F16")
 _EXPECTED = "a latents.safetensors of an earlier run"
-_REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the others have defaults
+_REQUIRED = {"height", "width", "num_frames", "fps"}  # required keys of `sampling`; the others have defaults
 
 
 class LatentsSettings(Config):
-    """The settings stored with latents, as far as decoding needs them; other keys are kept unchanged."""
+    """The settings stored with latents that decoding needs. Other keys are kept unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,12 +57,12 @@ class LatentsSettings(Config):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the latents: [16, R+F, h, w]."""
+        """The shape of the latents, [16, R+F, h, w]."""
         return latent_shape(self.sampling, self.num_refs)
 
 
 def latent_shape(sampling: SamplingConfig, num_refs: int) -> tuple[int, int, int, int]:
-    """Shape of a video's latents: [16, R+F, h, w]."""
+    """Return the shape of a video's latents, [16, R+F, h, w]."""
     return WAN.channels, *WAN.grid(sampling.num_frames, sampling.height, sampling.width, num_refs)
 
 
@@ -75,9 +75,9 @@ class StoredLatents(NamedTuple):
 
 
 def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[str, Any]) -> Path:
-    """Write latents.safetensors to `folder`: [16, R+F, h, w] fp32, with the settings that made them.
+    """Write latents [16, R+F, h, w] as fp32 to `folder`/latents.safetensors, with the settings.
 
-    Returns its path.
+    Returns the path.
     """
     path = folder / FILE_NAME
     metadata = {"num_refs": str(num_refs), "settings": format_json(settings)}
@@ -89,7 +89,7 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[s
 def read_latents(path: Path, *, verify: bool = True) -> StoredLatents:
     """Read the latents.safetensors of an earlier run.
 
-    Raises WeightsError when file, settings and tensor do not match.
+    Raises WeightsError if the file, settings and tensor do not match.
     """
     try:
         header = read_header(path, verify=verify)

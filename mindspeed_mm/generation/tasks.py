@@ -1,6 +1,6 @@
 """The `task` of a request.
 
-Prepares src_video, src_mask and references from a plain clip or image before generation. No torch.
+It prepares src_video, src_mask and references from a plain clip or image before generation. No torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mindspeed_mm.generation.request import TaskRequest
 def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, Inputs]:
     """Parse `inpainting` or `{"type": "inpainting", "mode": …}`. Returns the task and the remaining inputs.
 
-    The task takes video_path, mask_path and, if it needs images, the images. Raises ConfigError for an
+    The task consumes video_path, mask_path and, if it needs images, the images. Raises ConfigError for an
     unknown task or option, and for a missing source or network.
     """
     values = {"type": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
@@ -61,9 +61,9 @@ def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, I
 
 
 def prepare_task(request: TaskRequest, inputs: Inputs, folder: Path) -> tuple[Inputs, list[str]]:
-    """Write the task's files to `folder`. Returns them as inputs, with notes.
+    """Write the task's files to `folder`, and return them as inputs, with notes.
 
-    Raises DataError or ConfigError.
+    Raises DataError and ConfigError.
     """
     task = TASKS.get(request.name)
     options = task.parse({**json.loads(request.options), **task.fixed}, f"task {task.name}")

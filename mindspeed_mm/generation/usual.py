@@ -1,4 +1,4 @@
-"""Sizes and lengths the published weights were trained on, and warnings for requests far from them."""
+"""The sizes and lengths that published weights were trained on, and warnings on requests far from them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.sizes import preset_name
 
-_SMALL = 480 * 832  # pixels of a frame
+_SMALL = 480 * 832  # pixels per frame
 _LARGEST = {"Wan2.1-VACE-1.3B": ("480x832", _SMALL), "Wan2.1-VACE-14B": ("480x832 and 720x1280", 720 * 1280)}
-_WIDEST = 2.4  # cinemascope; the weights were trained on 16:9
+_WIDEST = 2.4  # aspect ratio of CinemaScope; the weights were trained on 16:9
 _FRAMES = 81
 
 
 def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -> list[str]:
-    """One line per kind of size or length far from what these weights were trained on.
+    """Return one line for each size or length that is far from what these weights were trained on.
 
-    [] for unpublished weights.
+    Returns [] for unpublished weights.
     """
     kinds: dict[str, list[str]] = {}
     for name, sampling in videos.items():
@@ -30,7 +30,7 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
 
 
 def unusual(config: VaceConfig, sampling: SamplingConfig) -> list[str]:
-    """How one request is far from what these weights were trained on; [] for unpublished weights."""
+    """Return how a request is far from what these weights were trained on; [] for unpublished weights."""
     known = _LARGEST.get(preset_name(config) or "")
     if known is None:
         return []

@@ -14,18 +14,18 @@ from mindspeed_mm.geometry import WAN
 
 WindowMode = Literal["extend", "context_windows"]
 WindowColors = Literal["first", "none"]
-LATENTS_FILE = "latents.safetensors"  # in the folder NAME, and in the folder of each window
+LATENTS_FILE = "latents.safetensors"  # in the folder NAME, or in the folder of each window
 _USUAL_OVERLAP = 13
 
 
 def window_latents(folder: Path, index: int) -> Path:
-    """Path of the latents of a window; `folder` is the folder NAME."""
+    """Return the path of a window's latents. `folder` is the folder NAME."""
     return folder / f"window_{index:02d}" / LATENTS_FILE
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `start` to `stop` of the video. The first `lead` of them repeat the window before."""
+    """Frames `start` to `stop` of the video. The first `lead` of them repeat the previous window."""
 
     index: int
     start: int
@@ -34,12 +34,12 @@ class Window:
 
     @property
     def frames(self) -> slice:
-        """Its frames, as a slice of the whole video."""
+        """The frames of the window, as a slice of the whole video."""
         return slice(self.start, self.stop)
 
     @property
     def latents(self) -> range:
-        """Its latent frames in the whole video.
+        """The latent frames of the window, in the whole video.
 
         Except in the first window, the first of them also covers the three frames before `start`.
         """
@@ -48,7 +48,7 @@ class Window:
 
 
 class WindowKeys(ClipPolicy):
-    """Windows of a long video, and what becomes of the pixels that a mask keeps."""
+    """The windows of a long video, and the treatment of pixels that a mask keeps."""
 
     window: int | None = Field(
         default=None,
@@ -153,7 +153,7 @@ class WindowKeys(ClipPolicy):
 
     @property
     def overlap(self) -> int:
-        """Frames that two windows share; 0 without windows."""
+        """The number of frames that two windows share; 0 without windows."""
         return self.window_overlap or (usual_overlap(self.window) if self.window else 0)
 
     @property
@@ -163,30 +163,30 @@ class WindowKeys(ClipPolicy):
 
     @property
     def frames_at_once(self) -> int:
-        """Frames that go through the transformer together."""
+        """The number of frames that the transformer processes together."""
         return self.num_frames if self.window is None else min(self.num_frames, self.window)
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """All windows in order; a single one for a video that fits into one window."""
+        """All windows in order; a single one if the video fits into one window."""
         length, discard = self.frames_at_once, self.window_discard
         step = length - self.overlap - discard if self.is_windowed else length
         return tuple(_spans(self.num_frames, length, step, discard))
 
     def latent_files(self, folder: Path) -> list[Path]:
-        """Paths of the latents of the video, or of each of its windows; `folder` is the folder NAME."""
+        """Return the paths of the latents of the video or of its windows. `folder` is the folder NAME."""
         if self.is_windowed and self.window_mode == "extend":
             return [window_latents(folder, window.index) for window in self.windows]
         return [folder / LATENTS_FILE]
 
 
 def usual_overlap(window: int) -> int:
-    """13 frames, or the largest 4k+1 that is at most a third of a window."""
+    """Return the default overlap: 13 frames, or less if that is more than a third of a window."""
     return min(_USUAL_OVERLAP, max(1, WAN.trim_frames(window // 3)))
 
 
 def _spans(total: int, length: int, step: int, discard: int) -> Iterator[Window]:
-    """Windows `step` frames apart. The last one ends with the video, so it may share more frames."""
+    """Yield windows `step` frames apart. The last one ends with the video, so it may share more frames."""
     made = start = index = 0
     while True:
         start = min(start, total - length)

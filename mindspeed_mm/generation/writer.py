@@ -67,7 +67,7 @@ def write_outcome(
     conditions: Conditions | None,
     settings: Callable[[], Settings],
 ) -> Path:
-    """Write NAME.mp4 while its frames arrive, then the sheet and the settings. Returns the video's path."""
+    """Write NAME.mp4 as its frames arrive, then the sheet and the settings. Returns the video's path."""
     path = folder / f"{name}.mp4"
     kept: dict[int, Frames] = {}
     wanted = set(spread(num_frames, _COLUMNS))
@@ -83,7 +83,7 @@ def write_outcome(
 
 
 def _watched(chunks: Iterable[Frames], kept: dict[int, Frames], wanted: set[int]) -> Iterator[Frames]:
-    """Yield each frame [H, W, 3] in order, and copy the `wanted` ones to `kept` for the sheet."""
+    """Yield each frame [H, W, 3] in order, and keep the `wanted` ones in `kept` for the sheet."""
     number = 0
     for chunk in chunks:
         for frame in chunk:
@@ -109,7 +109,7 @@ def draw_result(
 
 
 def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
-    """Return the rows of a sheet for the conditions: references, and frames `indices` of video and mask."""
+    """Return the strips of the conditions: the references, and the frames `indices` of video and mask."""
     strips = []
     chosen = list(indices)
     if conditions.src_ref_images:
@@ -187,7 +187,7 @@ def versions() -> dict[str, str]:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Check that the disk of `folder`, which need not exist, has about `needed` bytes free.
+    """Check that the disk of `folder` has about `needed` bytes free. The folder need not exist.
 
     Raises DataError.
     """
@@ -210,7 +210,7 @@ def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
 
 @contextmanager
 def explain_disk(path: Path) -> Iterator[Path]:
-    """Convert an OSError of the block to a one-line DataError about `path`."""
+    """Convert an OSError in the block to a one-line DataError about `path`."""
     try:
         yield path
     except OSError as error:

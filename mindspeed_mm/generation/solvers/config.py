@@ -1,4 +1,4 @@
-"""The registry of solvers. It names their code, which is imported on first use. No torch."""
+"""The registry of solvers. Their code is imported on first use. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mindspeed_mm.registry import Registry
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """One sampler, selected by `solver` in the inference JSON."""
+    """A sampler, selected by `solver` in the inference JSON."""
 
     build: str  # "module:callable", build(sigmas [N+1], timesteps [N], seed) → Stepper at its first step
     # "module:callable", grid(sampling) → fp64 [N] decreasing sigmas, shifted and without the final 0
     grid: str = "mindspeed_mm.generation.solvers.euler:sigmas"
-    whole_timesteps: bool = False  # round timesteps down for the model, as the published samplers do
-    free_timesteps: bool = False  # accepts the `timesteps` of a request instead of its grid
+    whole_timesteps: bool = False  # whether to round timesteps down, as the published samplers do
+    free_timesteps: bool = False  # whether the `timesteps` of a request can replace the grid
 
 
 SOLVERS: Registry[SolverSpec] = Registry("solver", "mindspeed_mm.solvers")

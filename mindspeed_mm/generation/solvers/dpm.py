@@ -11,7 +11,7 @@ from mindspeed_mm.generation.solvers.solver import Stepper
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], starting at 1."""
+    """Return fp64 sigmas [N], starting at 1."""
     return shifted(numpy_line(1.0, 0.0, sampling.steps), sampling.shift)
 
 

@@ -12,7 +12,7 @@ from mindspeed_mm.generation.solvers.solver import Stepper
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], starting at 1; the last step ends at 0."""
+    """Return fp64 sigmas [N], starting at 1. The last step ends at 0."""
     line = torch.linspace(1.0, 0.0, sampling.steps + 1, dtype=torch.float64)[:-1]
     return shifted(line, sampling.shift)
 

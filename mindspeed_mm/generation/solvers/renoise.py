@@ -17,9 +17,9 @@ class Renoise:
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
     ) -> tuple[Tensor, ...]:
-        """The sample after one denoising step, as the first element of a tuple.
+        """Return the sample after one denoising step, as the first element of a tuple.
 
-        The noise depends on the seed and the step number only.
+        The noise depends only on the seed and the step number.
         """
         sigma, after = (float(value) for value in self.sigmas[self._index : self._index + 2])
         clean = sample - sigma * model_output

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mindspeed_mm.generation.solvers.solver import Stepper
 
-# Arguments of diffusers' multistep schedulers for a model that predicts velocity. Their own shift stays 1.
+# Arguments of diffusers' multistep schedulers for a model that predicts velocity. Their own shift must be 1.
 FLOW: Mapping[str, Any] = {
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
@@ -21,24 +21,25 @@ FLOW: Mapping[str, Any] = {
 
 
 def numpy_line(start: float, end: float, steps: int) -> Tensor:
-    """fp64 [steps]: evenly spaced from `start`, without `end`.
+    """Return fp64 [steps], evenly spaced from `start` and without `end`.
 
-    The published samplers build their grids with numpy. torch differs in the last bits, which would shift
-    whole timesteps by one.
+    The published samplers build their grids with numpy. torch differs in the last bits, which would change
+    some rounded timesteps by one.
     """
     return torch.from_numpy(np.linspace(start, end, steps + 1)[:-1].copy())
 
 
 def with_tables(scheduler: Any, sigmas: Tensor, timesteps: Tensor) -> Stepper:
-    """A diffusers scheduler at its first step, with exactly these sigmas [N+1] and timesteps [N].
+    """Return a diffusers scheduler at its first step, with exactly these sigmas [N+1] and timesteps [N].
 
-    Its own shift must be 1. The tables are replaced after set_timesteps, because passing `sigmas=` would
-    shift them again.
+    Its own shift must be 1. The tables are replaced after set_timesteps, because passing `sigmas=` to it
+    would shift them again.
+
     """
     scheduler.set_timesteps(len(timesteps))
     scheduler.sigmas = sigmas.clone()
     scheduler.timesteps = timesteps.clone()
     scheduler.num_inference_steps = len(timesteps)
-    scheduler.set_begin_index(0)  # whole timesteps may repeat, so never search for one
+    scheduler.set_begin_index(0)  # rounded timesteps may repeat, so the scheduler must not search for them
     stepper: Stepper = scheduler
     return stepper

@@ -14,16 +14,16 @@ from mindspeed_mm.registry import resolve
 
 
 class Stepper(Protocol):
-    """What `SolverSpec.build` returns: the part of a diffusers scheduler used here."""
+    """The interface that `SolverSpec.build` returns: the part of a diffusers scheduler used here."""
 
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
     ) -> tuple[Tensor, ...]:
-        """The sample after one step, [B, 16, R+F, h, w] like `sample`, as the first element of a tuple."""
+        """Return the sample after one step, [B, 16, R+F, h, w], as the first element of a tuple."""
 
 
 class Solver:
-    """The denoising steps of one video. It keeps earlier velocities, so create a new one for each video."""
+    """The denoising steps of one video. It stores earlier velocities, so create a new one for each video."""
 
     def __init__(self, sampling: SamplingConfig) -> None:
         self.sigmas = sigma_table(sampling)  # [N+1] fp32, ending at 0
@@ -35,7 +35,7 @@ class Solver:
         return len(self.timesteps)
 
     def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
-        """The sample after denoising step `index`. Call the steps in order.
+        """Return the sample after denoising step `index`. Steps must be taken in order.
 
         Both tensors are fp32 [B, 16, R+F, h, w].
         """
@@ -43,12 +43,12 @@ class Solver:
 
 
 def sigma_table(sampling: SamplingConfig) -> Tensor:
-    """fp32 [N+1]: decreasing sigmas, ending at 0."""
+    """Return decreasing fp32 sigmas [N+1], ending at 0."""
     return torch.cat((_sigmas(sampling), torch.zeros(1, dtype=torch.float64))).float()
 
 
 def timestep_table(sampling: SamplingConfig) -> Tensor:
-    """fp32 [N]: 1000·sigma, rounded down for the multistep solvers, as the published samplers do."""
+    """Return fp32 timesteps [N]: 1000·sigma, rounded down for multistep solvers, as published samplers do."""
     if sampling.videoxfun_sigmas:
         return _sigmas(sampling).float() * 1000
     timesteps = _sigmas(sampling) * 1000
@@ -57,7 +57,7 @@ def timestep_table(sampling: SamplingConfig) -> Tensor:
 
 
 def _sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N]: the sigmas of the request, or the shifted grid of the solver."""
+    """Return fp64 [N]: the sigmas of the request, or the shifted grid of the solver."""
     if sampling.timesteps is not None:
         return torch.tensor(sampling.timesteps, dtype=torch.float64) / 1000
     if sampling.videoxfun_sigmas:

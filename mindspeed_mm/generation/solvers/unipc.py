@@ -14,7 +14,7 @@ _START = float(np.float32(0.999))  # the official scheduler keeps its first sigm
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], starting just below 1, where log(1 - sigma) is finite."""
+    """Return fp64 sigmas [N], starting just below 1, where log(1 - sigma) is finite."""
     if sampling.grid == "official":
         return shifted(numpy_line(_START, 0.0, sampling.steps), sampling.shift)
     line = shifted(numpy_line(1.0, 0.001, sampling.steps), sampling.shift)

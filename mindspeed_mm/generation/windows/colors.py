@@ -1,4 +1,4 @@
-"""Colour statistics of frames in Lab, and matching the colours of frames to them. No torch."""
+"""Computes Lab colour statistics of frames, and matches the colours of frames to them. No torch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
-Region = NDArray[np.bool_]  # [T, H, W]: the pixels that count
-_GAIN = 2.0  # largest stretch of a deviation, so that noise in flat pictures is not amplified
-_FEWEST = 64  # a mean needs at least this many pixels
+Region = NDArray[np.bool_]  # [T, H, W], the pixels to use
+_GAIN = 2.0  # maximum scaling of a deviation, so that noise in flat frames is not amplified
+_FEWEST = 64  # minimum number of pixels for statistics
 
 
 @dataclass(frozen=True)
 class LabStats:
-    """Mean and standard deviation of L, a and b, each fp64 [3]. L goes from 0 to 100."""
+    """The mean and standard deviation of L, a and b, each fp64 [3]. L ranges from 0 to 100."""
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
 
     def distance(self, other: LabStats) -> float:
-        """Distance between the means, as ΔE76 between two colours."""
+        """Return the distance between the means, as ΔE76 between two colours."""
         return float(np.linalg.norm(self.mean - other.mean))
 
 
 def to_lab(frame: Frames) -> NDArray[np.float32]:
-    """uint8 RGB [H, W, 3] → fp32 Lab."""
+    """Convert uint8 RGB [H, W, 3] to fp32 Lab."""
     return np.asarray(cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2Lab), dtype=np.float32)
 
 
 def lab_stats(frames: Iterable[Frames], region: Iterable[NDArray[np.bool_]] | None = None) -> LabStats | None:
-    """Statistics of all pixels of frames [H, W, 3], or of those in `region`. None for too few pixels."""
+    """Return statistics of frames [H, W, 3], or of the pixels in `region`; None if there are too few."""
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     regions = iter(region) if region is not None else None
     for frame in frames:
@@ -50,7 +50,7 @@ def lab_stats(frames: Iterable[Frames], region: Iterable[NDArray[np.bool_]] | No
 
 
 def match(frames: Frames, found: LabStats, wanted: LabStats) -> Frames:
-    """Give `frames`, whose statistics are `found`, the mean and deviation of `wanted`."""
+    """Change `frames`, whose statistics are `found`, to the mean and deviation of `wanted`."""
     gain = np.where(found.deviation > 0, wanted.deviation / np.maximum(found.deviation, 1e-9), 1.0)
     gain = np.clip(gain, 1 / _GAIN, _GAIN)
     offset = wanted.mean - gain * found.mean

@@ -19,7 +19,7 @@ Masks = NDArray[np.uint8]  # [T, H, W], above 127 = generated
 
 
 class Composition:
-    """The frames so far. All pixels are uint8, as a later run reads them."""
+    """The frames so far. All pixels are uint8, as a resumed run reads them."""
 
     def __init__(
         self, keys: WindowKeys, size: tuple[int, int], video: Frames | None, mask: Masks | None
@@ -34,7 +34,7 @@ class Composition:
         self._first: LabStats | None = None
 
     def lead(self, window: Window) -> Frames:
-        """The frames [lead, H, W, 3] that a window starts with, generated earlier and kept."""
+        """Return the earlier frames [lead, H, W, 3] that a window starts with and keeps."""
         return self.frames[window.start : window.start + window.lead]
 
     def add(self, window: Window, made: Frames) -> None:
@@ -73,7 +73,7 @@ class Composition:
             )
 
     def report(self) -> dict[str, Any]:
-        """Colour drift and seams of the whole video."""
+        """Return the colour drift and the seams of the whole video."""
         watch = Watch()
         for _ in watch.watched([self.frames]):
             pass

@@ -22,16 +22,16 @@ class Part:
 
 
 class ContextWindows:
-    """A `PredictFn` for latents [1, 16, R+F, h, w]: the mean of the windows' velocities.
+    """A `PredictFn` for latents [1, 16, R+F, h, w] that averages the velocities of the windows.
 
-    Where two windows overlap, one fades into the other linearly.
+    Where two windows overlap, one fades linearly into the other.
     """
 
     def __init__(self, parts: Sequence[Part], predictors: Sequence[PredictFn]) -> None:
         self.parts, self.predictors = parts, predictors
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Prediction:
-        """The velocity of all frames at `timestep` [1]."""
+        """Return the velocity of all frames at `timestep` [1]."""
         velocity = torch.zeros_like(latents)
         total = torch.zeros(latents.shape[2], device=latents.device)
         outputs: list[Tensor] = []
@@ -49,7 +49,7 @@ class ContextWindows:
 
 
 def make_parts(keys: WindowKeys, num_refs: int) -> list[Part]:
-    """One part per window. A reference seen by several windows gets the mean of their velocities."""
+    """Return one part per window. References seen by several windows get the mean of their velocities."""
     windows = keys.windows
     frames = window_weights(windows)
     parts = []
@@ -61,7 +61,7 @@ def make_parts(keys: WindowKeys, num_refs: int) -> list[Part]:
 
 
 def window_weights(windows: Sequence[Window]) -> list[Tensor]:
-    """fp32 [f] for each window: linear ramps over the latent frames shared with its neighbours, else 1.
+    """Return fp32 [f] for each window: linear ramps on latent frames shared with its neighbours, else 1.
 
     At every latent frame, the weights of all windows sum to 1.
     """
@@ -80,7 +80,7 @@ def window_weights(windows: Sequence[Window]) -> list[Tensor]:
 
 
 def references_of(keys: WindowKeys, window: Window, num_refs: int) -> tuple[int, ...]:
-    """The indices of the references that a window sees."""
+    """Return the indices of the references that a window sees."""
     if keys.window_references is None:
         return tuple(range(num_refs))
     rows = keys.window_references
@@ -90,7 +90,7 @@ def references_of(keys: WindowKeys, window: Window, num_refs: int) -> tuple[int,
 def of_windows(
     make: Callable[[int, Tensor], PredictFn], vace_context: Tensor, parts: Sequence[Part]
 ) -> ContextWindows:
-    """The predictor of a video with vace_context [1, 96, R+F, h, w]; `make` builds one for a window."""
+    """Return the predictor for vace_context [1, 96, R+F, h, w]. `make` builds that of one window."""
     return ContextWindows(
         parts,
         [

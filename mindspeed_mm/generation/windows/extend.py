@@ -1,7 +1,7 @@
-"""Generates a long video window by window; each one continues the last frames of the previous one.
+"""Generates a long video window by window. Each window continues the last frames of the previous one.
 
-Those frames go unchanged into the next window's src_video, and its mask keeps them: VACE's own extension.
-Control clips, masks and given frames are cut to each window.
+The next window's src_video starts with those frames unchanged, and its mask keeps them, which is how VACE
+extends videos. Control clips, masks and given frames are cut to each window.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def extend(
     parallel: SingleProcess,
     store: WindowStore | None = None,
 ) -> Extended | None:
-    """Generate all windows in order. Returns None on all processes but the main one.
+    """Generate all windows in order. Returns None on all processes except the main one.
 
-    All processes call this together. `whole` holds the pixels of the whole video, on the main process.
-    `store` keeps the latents of each window and returns them to a resumed run.
+    All processes must call this together. `whole` has the pixels of the whole video, on the main process.
+    `store` keeps the latents of each window for a resumed run.
     """
     run = _Run(request, whole, decode, store)
     for window in request.sampling.windows:
@@ -96,7 +96,7 @@ class _Run:
             self.latents = self.store.read(self.window.index, self.key, part, num_refs)
 
     def is_missing(self) -> bool:
-        """Whether the window must be generated."""
+        """Return whether the window must be generated."""
         return self.latents is None
 
     def keep(self) -> None:
@@ -109,7 +109,7 @@ class _Run:
             self.store.write(self.window.index, self.key, part, self.latents, num_refs)
 
     def take(self) -> None:
-        """Decode the latents and add the frames to the video."""
+        """Decode the latents, and add the frames to the video."""
         assert self.latents is not None
         assert self.given is not None
         assert self.video is not None
@@ -117,7 +117,7 @@ class _Run:
         self.video.add(self.window, np.concatenate(list(self.decode(self.latents, num_refs))))
 
     def finish(self) -> Extended:
-        """The video and its report."""
+        """Return the video and its report."""
         assert self.video is not None
         report = self.video.report()
         for row in report["windows"]:
@@ -127,7 +127,7 @@ class _Run:
 
 
 def window_request(request: GenerationRequest, window: Window) -> GenerationRequest:
-    """The request of one window: its prompt, its seed and its number of frames."""
+    """Return the request of a window, with its own prompt, seed and number of frames."""
     defaults = {name: field.default for name, field in WindowKeys.model_fields.items() if "window" in name}
     update = {
         **defaults,
@@ -146,14 +146,14 @@ def window_request(request: GenerationRequest, window: Window) -> GenerationRequ
 
 
 def window_seed(seed: int, index: int) -> int:
-    """The seed of a window; the first window uses the request's seed."""
+    """Return the seed of a window. The first window uses the seed of the request."""
     if not index:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/window {index}".encode()).digest()[:7], "big")
 
 
 def window_conditions(whole: ReadConditions, lead: Frames, window: Window, keys: WindowKeys) -> Conditions:
-    """The pixels of one window: its part of the whole, starting with kept frames `lead` [lead, H, W, 3]."""
+    """Return the pixels of a window: its part of the whole, with kept frames `lead` [lead, H, W, 3] first."""
     chosen = references_of(keys, window, len(whole.src_ref_images))
     part = to_tensors(
         ReadConditions(
@@ -181,7 +181,7 @@ def _composition(request: GenerationRequest, whole: ReadConditions) -> Compositi
 
 
 def _cut(pixels: Any, window: Window) -> Any:
-    """The window's part of uint8 [T, …] or of a tensor [C, T, …]."""
+    """Return the window's part of uint8 [T, …] or of a tensor [C, T, …]."""
     if pixels is None:
         return None
     return pixels[:, window.frames] if isinstance(pixels, Tensor) else pixels[window.frames]

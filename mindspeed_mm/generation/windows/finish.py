@@ -1,4 +1,4 @@
-"""Finishes decoded frames: pastes kept pixels back and measures windows. No torch."""
+"""Finishes decoded frames: pastes kept pixels back, and measures windows. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mindspeed_mm.generation.windows.report import Watch, report
 from mindspeed_mm.generation.windows_config import WindowKeys
 from mindspeed_mm.generation.writer import Frames, clip_bytes, mask_bytes
 
-Chunks = Callable[[], Iterator[Frames]]  # frames [t, H, W, 3]; each call starts at the first frame
+Chunks = Callable[[], Iterator[Frames]]  # frames [t, H, W, 3]; each call restarts at the first frame
 
 
 def finished_chunks(
     decode: Chunks, keys: WindowKeys, conditions: Conditions
 ) -> tuple[Chunks, Callable[[], dict[str, Any]]]:
-    """The finished frames of a video, and a function for its report once all frames have passed.
+    """Return the finished frames of a video, and a function that reports on it once they are consumed.
 
     The report is {} for a video of one window.
     """

@@ -1,7 +1,7 @@
 """Copies the pixels that a mask keeps from the source into the result. No torch.
 
-Under the mask the source is often plain grey, so it is never blended in. Instead, the generated pixels next
-to the kept ones are shifted by the difference at the seam, which fades with distance.
+Under the mask, the source is often plain grey, so it is never blended in. Instead, the difference at the seam
+is added to the generated pixels nearby, fading with distance.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Masks = NDArray[np.uint8]  # [T, H, W], above 127 = generated
 
 
 def paste_frame(made: Frames, source: Frames, mask: NDArray[np.uint8], feather: int) -> Frames:
-    """One frame [H, W, 3]: exactly `source` where the mask [H, W] keeps it, adapted `made` elsewhere.
+    """Return a frame [H, W, 3] that is `source` where the mask [H, W] keeps it, and adapted `made` elsewhere.
 
-    `feather`: distance from the seam, in pixels, beyond which `made` is unchanged.
+    `feather` is the distance from the seam in pixels beyond which `made` is unchanged.
     """
     generated = mask > 127
     if generated.all():
@@ -36,7 +36,7 @@ def paste_frame(made: Frames, source: Frames, mask: NDArray[np.uint8], feather: 
 
 
 def feather_weights(generated: NDArray[np.bool_], feather: int) -> NDArray[np.float32]:
-    """fp32 [H, W]: 1 at the last kept pixel, falling linearly to 0 at `feather` + 1 pixels from it."""
+    """Return fp32 [H, W], 1 at the last kept pixel, falling linearly to 0 at `feather` + 1 pixels from it."""
     distance = cv2.distanceTransform(generated.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.where(generated, np.clip(1 - distance / (feather + 1), 0, 1), 0).astype(np.float32)
 
@@ -44,7 +44,7 @@ def feather_weights(generated: NDArray[np.bool_], feather: int) -> NDArray[np.fl
 def _difference_beside(
     made: Frames, source: Frames, generated: NDArray[np.bool_], feather: int
 ) -> NDArray[np.float32]:
-    """fp32 [H, W, 3]: `source` − `made` at the kept pixels nearby, smoothed over the feather."""
+    """Return fp32 [H, W, 3]: `source` − `made` at nearby kept pixels, smoothed over the feather."""
     kept = (~generated).astype(np.float32)
     difference = (source.astype(np.float32) - made) * kept[..., None]
     sigma = max(1.0, feather / 2)

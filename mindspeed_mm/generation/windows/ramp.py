@@ -7,5 +7,5 @@ from numpy.typing import NDArray
 
 
 def ramp(count: int) -> NDArray[np.float32]:
-    """fp32 [count], rising linearly between 0 and 1: the weight of the later window in shared frames."""
+    """Return the weights of the later window in shared frames: fp32 [count], rising linearly, in (0, 1)."""
     return (np.arange(1, count + 1) / (count + 1)).astype(np.float32)

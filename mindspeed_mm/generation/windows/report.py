@@ -1,4 +1,4 @@
-"""Measures the quality of windows: colour drift, and how well one continues another. No torch."""
+"""Measures the quality of windows: colour drift, and how well each continues the previous one. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.generation.windows.colors import to_lab
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
-_FLOOR = 0.25  # of 255 levels: least usual change assumed, so that still videos report no jumps
+_FLOOR = 0.25  # minimum for the usual change, in levels of 255, so that still videos report no jumps
 
 
 class Watch:
@@ -37,7 +37,7 @@ class Watch:
 
 
 def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report of a video; `parts` holds what is already known about each window.
+    """Return the report of a video. `parts` has what is already known about each window.
 
     `lab_drift` is the distance of a window's mean Lab from that of the first window. `seam_jump` is the
     largest change between two frames where windows meet, relative to the median change elsewhere.
@@ -77,5 +77,5 @@ def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> d
 
 
 def _seam(window: Window) -> range:
-    """Indices of the frame changes where a window meets the previous one."""
+    """Return the indices of the frame changes where a window meets the previous one."""
     return range(window.start - 1, window.start + window.lead) if window.index else range(0)

@@ -22,18 +22,18 @@ _KEY = "window_key"
 
 
 class WindowStore:
-    """`FOLDER/window_00/latents.safetensors` …, each with a key for everything it was made from."""
+    """The files `FOLDER/window_00/latents.safetensors` …, each with a key of everything it depends on."""
 
     def __init__(self, folder: Path, made_by: str) -> None:
-        """`made_by`: what determines the latents besides the request: weights and precision."""
+        """`made_by`: what determines the latents besides the request, such as weights and precision."""
         self.folder, self.made_by = folder, made_by
 
     def path(self, index: int) -> Path:
-        """The file of a window; `from_latents` can read it too."""
+        """Return the file of a window. `from_latents` can also read it."""
         return window_latents(self.folder, index)
 
     def key(self, request: GenerationRequest, pixels: Sequence[Tensor | None]) -> str:
-        """Hash of `made_by`, the request of a window and its input pixels."""
+        """Return a hash of `made_by`, the request of a window and its input pixels."""
         digest = hashlib.sha256(self.made_by.encode())
         digest.update(format_json({**request.to_json(), "name": ""}).encode())
         for tensor in pixels:
@@ -43,9 +43,9 @@ class WindowStore:
         return digest.hexdigest()
 
     def read(self, index: int, key: str, request: GenerationRequest, num_refs: int) -> Tensor | None:
-        """The stored fp32 latents [16, R+F, h, w] of a window if their key matches, else None.
+        """Return the stored fp32 latents [16, R+F, h, w] of a window if their key matches, else None.
 
-        Logs a warning for a file that is damaged or does not fit the window.
+        Logs a warning if the file is damaged or does not fit the window.
         """
         path = self.path(index)
         if not path.is_file():
@@ -63,7 +63,7 @@ class WindowStore:
         return latents
 
     def write(self, index: int, key: str, request: GenerationRequest, latents: Tensor, num_refs: int) -> None:
-        """Store the latents of a window. Raises DataError when they cannot be written."""
+        """Store the latents of a window. Raises DataError if they cannot be written."""
         settings: dict[str, Any] = {
             "name": f"{self.folder.name}_window_{index:02d}",
             "prompt": request.prompt,
@@ -85,7 +85,8 @@ def _check_window(latents: Tensor, found_refs: int, shape: tuple[int, ...], num_
 
 
 def identity(paths: Sequence[str | Path], settings: dict[str, Any]) -> str:
-    """A string that identifies weights by the names, sizes and times of their files, plus `settings`."""
+    """Return a string that identifies weights by file names, sizes and times, and `settings`."""
+
     files: list[tuple[str, int, int]] = []
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

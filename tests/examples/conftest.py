@@ -1,6 +1,6 @@
-"""The quickstart, run once for all tests here: interrupted where training begins, then run again to its end.
+"""Run the quickstart once for all tests here: interrupted when training starts, then run again to the end.
 
-Both times with few clips and iterations: each step is what it is by default, and one core needs four minutes for both.
+Both runs do every default step, with few clips and iterations: together four minutes on one core.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FEWER = {"CLIPS": "6", "TRAIN_ITERS": "100"}
 class Quickstart:
     """How the two runs went."""
 
-    interrupted: str  # what the first one printed until it was stopped
-    printed: str  # what the second one printed
+    interrupted: str  # output of the first run until it was stopped
+    printed: str  # output of the second run
     out: Path
 
 
@@ -53,7 +53,7 @@ def interrupt_at(step: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # a shell's background jobs ignore Ctrl-C, and so would all that is started from them
+        # a shell's background jobs ignore Ctrl-C, and so do their children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None

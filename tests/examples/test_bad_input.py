@@ -1,4 +1,4 @@
-"""A typo, a missing file, a wrong folder: through every script, one line with the address, exit code 1, and at once."""
+"""A typo, a missing file, a wrong folder: each script exits at once with code 1 and one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONVERT = ["mm-convert", "VACEConverter"]
 
 
 def refused(command: list[str], settings: Mapping[str, object] = {}) -> str:
-    """Run what must be refused; its one line."""
+    """Run a command that must be refused; return its one line of output."""
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 1, ran.stdout + ran.stderr
@@ -35,7 +35,10 @@ def refused(command: list[str], settings: Mapping[str, object] = {}) -> str:
 
 @pytest.fixture
 def edited(tmp_path: Path):
-    """`edited("pretrain_model.json", "num_heads", "num_head")`: a copy of a tiny file with one text replaced."""
+    """A function that copies a tiny file with one string replaced.
+
+    For example, `edited("pretrain_model.json", "num_heads", "num_head")`.
+    """
 
     def edit(name: str, old: str, new: str) -> Path:
         text = (TINY / name).read_text()

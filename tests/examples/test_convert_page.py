@@ -1,4 +1,7 @@
-"""docs/guide/convert.md: its blocks are run as they stand, in their order, on tiny weights under the names that it uses; zh is the same."""
+"""Run the blocks of docs/guide/convert.md as written and in order, on tiny weights.
+
+The files have the names that the page uses. The Chinese version must hold the same blocks.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ DEEP = VaceConfig(  # as many blocks as the 1.3B, so that the page's stages fit,
 
 
 def write_run(folder: Path, base: Path) -> None:
-    """What a training run leaves: the branch, and where the trunk came from."""
+    """Write the output of a training run: the branch, and where the trunk came from."""
     source = open_weights(base)
     to_mm = KEY_MAPS["mm"].to_theirs
     branch = {to_mm(name): source.read(name) + 1 for name in source.shapes if name.startswith("vace_")}
@@ -67,7 +70,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def run_here(block: str) -> bool:
-    """Whether a block holds `mm-convert` lines only; they are then called in this process, which has imported it already."""
+    """Run a block of `mm-convert` lines in this process, to save the imports; False for any other block."""
     lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
     if any(words[0] != "mm-convert" for words in lines):
         return False

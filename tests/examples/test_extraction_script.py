@@ -1,4 +1,4 @@
-"""feature_extraction.sh as a user runs it: it checks before it launches, can be stopped at any time, and resumes."""
+"""feature_extraction.sh as a user runs it: it checks before launch, stops at any time, and resumes."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def test_extraction_logs_once_and_second_run_opens_no_clip(tmp_path: Path) -> No
         for words in ("output      ", "clips       6 of 6", "extracted 6 clips", "rank 0 spent"):
             assert text.count(words) == 1, words
     written = features(root)
-    for clip in (root / "clips datası").glob(
-        "*.mp4"
-    ):  # only who opens a clip can see that it is none any more
+    for clip in (root / "clips datası").glob("*.mp4"):  # only opening a clip shows that it is broken
         times = clip.stat()
         clip.write_bytes(b"\0" * times.st_size)
         os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -91,7 +89,7 @@ def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> No
 def test_sigterm_ends_ranks_after_their_clip(tmp_path: Path, whole_group: bool) -> None:
     make_job(tmp_path, max_hxw=36864)
     folder = tmp_path / "clips datası"
-    # No two clips are alike, and each of them is work: the signal must come long before the last one is done.
+    # All clips differ, so each takes time: the signal must arrive long before the last one is done.
     clips = [
         write_video(folder / f"{n}.mp4", numbered(9, 192, 192 + 16 * (n % 3), first=5 * n), 16)
         for n in range(24)

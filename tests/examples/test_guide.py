@@ -1,4 +1,7 @@
-"""The guide, examples/vace/README.md: its shell blocks are run as they stand, in their order, on files edited as its tables say."""
+"""Run the shell blocks of the guide, examples/vace/README.md, as written and in order.
+
+Its files are edited as its tables say.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ BLOCK = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def edit(path: Path, change: dict[str, Any]) -> None:
-    """Put values under dotted keys of a JSON file."""
+    """Set dotted keys of a JSON file."""
     values = json.loads(path.read_text(encoding="utf-8"))
     for address, value in change.items():
         *way, last = address.split("/")
@@ -36,7 +39,7 @@ def edit(path: Path, change: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with tiny weights where the guide downloads the big ones, and its files edited."""
+    """A checkout with edited files, and tiny weights where the guide downloads the full ones."""
     root = tmp_path_factory.mktemp("a checkout")
     shutil.copytree(ROOT / "examples", root / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mindspeed_mm", "checkpoint", "megatron", "pretrain_vace.py"):
@@ -86,9 +89,9 @@ def run(block: str, checkout: Path) -> None:
 
 
 def train_again(name: str, checkout: Path) -> None:
-    """Train from the weights in pretrain_model.json; every form of the result generates one video, as `again/results/NAME…`.
+    """Train from the weights in pretrain_model.json and generate one video from every form of the result.
 
-    The commands that the blocks ran already are called here in this process.
+    The videos are `again/results/NAME…`. Commands that the blocks already ran are called in this process.
     """
     again = checkout / "again"
     run(
@@ -115,7 +118,7 @@ def test_guide_commands_run_and_their_weights_train(checkout: Path, monkeypatch:
     assert (checkout / "converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt").is_file()
     assert (checkout / "results" / "video1.mp4").is_file()
 
-    # what came out trains again, and what that gives generates in every form: the second time checkpoints hold all weights
+    # train the results again and generate from every form; this time the checkpoints hold all weights
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
     for name, source in (

@@ -1,4 +1,4 @@
-"""The guide's three inference files as they are given, and generate.sh, on tiny weights in the official file formats."""
+"""The guide's three inference files, unchanged, and generate.sh, on tiny weights in the official formats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY_WEIGHTS = ROOT / "examples/vace/tiny/inference.json"
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working directory of somebody who downloaded all three models."""
+    """The working directory of a user who has downloaded all three models."""
     root = tmp_path_factory.mktemp("guide")
     here = root / "work"
     official = write_official(here / "Wan2.1-VACE-1.3B", dtype=torch.float32)
@@ -70,7 +70,7 @@ def test_a_file_of_the_guide_makes_its_three_videos(
     if size == "wan2.1_1.3b":
         ran = command(*argv, cwd=downloads)
         assert ran.returncode == 0, ran.stderr
-    else:  # the same function, without a process that imports everything once more
+    else:  # the same function, without a new process that imports everything again
         monkeypatch.chdir(downloads)
         monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
         main(argv)

@@ -1,4 +1,4 @@
-"""An outside package extends the library through entry points, and its parts work in the ordinary commands."""
+"""An external package extends the library through entry points; its parts work in the standard commands."""
 
 from __future__ import annotations
 
@@ -366,14 +366,15 @@ def mirror(sources, options):
 
 
 TASK = Task(
-    name="mirror", summary="the clip, mirrored", needs=("clip",), options=MirrorOptions, run=mirror, family="control"
+    name="mirror", summary="the clip, mirrored", needs=("clip",), options=MirrorOptions, run=mirror,
+    family="control",
 )
 '''
 
 
 FILES = {
-    "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT, "pebble": PEBBLE, "pebble_net": PEBBLE_NET,
-    "straight": STRAIGHT, "mirror": MIRROR,
+    "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT,
+    "pebble": PEBBLE, "pebble_net": PEBBLE_NET, "straight": STRAIGHT, "mirror": MIRROR,
     "tally": TALLY, "biases": BIASES, "train_biases": TRAIN_BIASES,
 }  # fmt: skip
 
@@ -437,7 +438,7 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
 def test_outside_model_data_and_transform_train_with_the_script(
     site: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a path with spaces does no harm."""
+    """Also with spaces in the path."""
     settings = settings_for(tmp_path, weights, volume=0.25)
     script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
     ran = run([*script, '--set=model.transforms=[{"type": "biases"}]'], site, settings)
@@ -512,7 +513,7 @@ def test_missing_package_lists_available_names(weights: Path, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny VACE as one downloads it, and a clip of numbered frames."""
+    """Tiny VACE in the layout of the download, and a clip of numbered frames."""
     folder = write_official(tmp_path_factory.mktemp("vace"), dtype=torch.float32)
     write_clip(folder / "clip.mp4", 9, height=32, width=48)
     return folder
@@ -560,9 +561,8 @@ def test_outside_solver_and_task_generate_from_the_json(downloads: Path, tmp_pat
 
 @pytest.mark.usefixtures("installed")
 def test_outside_names_are_listed_where_ours_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert body_schema()["requestBody"]["content"]["application/json"]["schema"]["properties"]["solver"]["enum"] == [
-        "unipc", "dpm++", "euler", "renoise", "straight",
-    ]  # fmt: skip
+    fields = body_schema()["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert fields["solver"]["enum"] == ["unipc", "dpm++", "euler", "renoise", "straight"]
     assert '`"renoise"`, `"straight"`' in reference()
     with pytest.raises(SystemExit):
         main(["--help"])

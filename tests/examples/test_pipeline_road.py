@@ -1,4 +1,4 @@
-"""The guide's road with pipeline stages: convert with `pp_layers`, train with PP and VP, convert back, generate."""
+"""The guide with pipeline stages: convert with `pp_layers`, train with PP and VP, convert back, generate."""
 
 from __future__ import annotations
 

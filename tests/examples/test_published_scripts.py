@@ -1,4 +1,4 @@
-"""A training script in MindSpeed-MM's manner, with its flags, keys and variables, trains a tiny model unchanged."""
+"""An unmodified script in MindSpeed-MM's style, with its flags, keys and variables, trains a tiny model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ VARIABLES = {
 SCRIPT = """
 torchrun --nproc_per_node 2 --nnodes 1 --node_rank 0 --master_addr localhost --master_port "$PORT" \
     pretrain_sora.py "$@" 2>&1 | tee "$LOG_FILE"
-grep -o 'elapsed time per iteration (ms): [0-9.]*' "$LOG_FILE" | tail -n 1 | awk -F ': ' '{print "Elapsed Time", $2}'
+grep -o 'elapsed time per iteration (ms): [0-9.]*' "$LOG_FILE" | tail -n 1 |
+    awk -F ': ' '{print "Elapsed Time", $2}'
 """
 
 
@@ -50,7 +51,7 @@ def tiny_model(name: str, weights: str) -> dict[str, Any]:
 
 
 def published_flags(folder: Path, name: str) -> list[str]:
-    """The flags of a published script; its files and its numbers are tiny and lie under `folder`."""
+    """The flags of a published script, with tiny sizes and with its files under `folder`."""
     run = make_run(folder / "run")
     data = json.loads(json.dumps(DATA))
     data["dataset_param"]["basic_parameters"] = json.loads(Path(run["MM_DATA"]).read_text())["dataset_param"][

@@ -102,7 +102,7 @@ def test_the_commands_that_it_ends_with_are_sound(
 
 
 def test_training_teaches_the_branch_to_look_at_its_inputs(quickstart: Quickstart) -> None:
-    """From the shipped trunk, which paints where it likes: shapes go where the clip says, and fill the box that is masked."""
+    """The shipped trunk places shapes freely; after training they follow the clip and fill the masked box."""
     before, after, shipped = (score_folder(quickstart.out / name) for name in ("before", "after", "shipped"))
     assert len(before) == len(after) == 2 * len(KINDS)
     for kind in ("silhouette", "edge"):
@@ -174,7 +174,7 @@ def test_iterations_are_logged_in_megatron_s_words(quickstart: Quickstart) -> No
 
 
 def test_vace_eval_ranks_trunk_trained_and_shipped(quickstart: Quickstart) -> None:
-    """The three checkpoints of the same requests: each step is shown to be better, and not the other way round."""
+    """On the same requests, each of the three checkpoints beats the previous one, and not vice versa."""
     data = EvalData.open(quickstart.out / "heldout/data.json")
     metrics = all_metrics(("truth_psnr", "truth_ssim", "latent_jump"))
     trunk, trained, shipped = (

@@ -1,4 +1,4 @@
-"""`vace serve` with the tiny weights, called by a client that others wrote; its processes are killed while it works."""
+"""`vace serve` with the tiny weights, called by a third-party client, while its processes get killed."""
 
 from __future__ import annotations
 

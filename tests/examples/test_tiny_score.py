@@ -1,4 +1,4 @@
-"""The tiny world's measures: a true clip scores all but perfectly, and each kind of failure lowers its own measure."""
+"""The tiny world's measures: a true clip scores almost perfectly; each failure lowers its own measure."""
 
 from __future__ import annotations
 

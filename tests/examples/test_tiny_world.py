@@ -1,4 +1,4 @@
-"""The shipped weights of the tiny world: the same video from every dialect, and from diffusers' own pipeline."""
+"""The tiny world's shipped weights give the same video in every dialect and in diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def generate(transformer: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def official() -> torch.Tensor:
-    """What the files as they are shipped generate."""
+    """The latents that the shipped files generate."""
     return generate(WEIGHTS / "vace")
 
 

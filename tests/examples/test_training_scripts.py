@@ -1,4 +1,4 @@
-"""The training scripts: they check before they launch, live with spaces, fail loudly, and end with the guide's line."""
+"""The training scripts check before launch, accept spaces, fail loudly, and end with the guide's line."""
 
 from __future__ import annotations
 

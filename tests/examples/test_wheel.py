@@ -1,4 +1,4 @@
-"""The wheel in an empty folder, outside of any checkout: commands, a project, a check of its training, a video."""
+"""The wheel in an empty folder outside any checkout: commands, a project, a training check, a video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def sdist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source archive, made of a copy of the repository: setuptools leaves folders beside setup.py."""
+    """The sdist, built from a copy of the repository because setuptools leaves folders beside setup.py."""
     folder = tmp_path_factory.mktemp("sdist")
     for name in tracked:
         copy = folder / "source" / name
@@ -40,7 +40,7 @@ def sdist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment into which pip installs the wheel made of the sdist; other packages are those of this one."""
+    """An environment where pip installs the wheel built from the sdist; it shares our other packages."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "-q"]
     words = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(sdist)]
@@ -95,7 +95,10 @@ def test_wheel_holds_code_scripts_and_weights_but_no_tests(environment: Path) ->
 
 
 def test_wheels_code_is_used_and_not_the_checkouts(environment: Path, tmp_path: Path) -> None:
-    code = "import mindspeed_mm, importlib.metadata as m; print(mindspeed_mm.__file__, m.version('mindspeed-mm-vace'))"
+    code = (
+        "import mindspeed_mm, importlib.metadata as m; "
+        "print(mindspeed_mm.__file__, m.version('mindspeed-mm-vace'))"
+    )
     assert run(environment, tmp_path, "python", "-c", code).stdout.startswith(str(environment))
 
 

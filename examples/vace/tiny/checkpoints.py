@@ -1,4 +1,4 @@
-"""Tiny random VACE weights in the official file formats, so that every command can be tried on a laptop in seconds."""
+"""Write tiny random VACE weights in the official formats, to try every command on a laptop in seconds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.
 
 
 def randomize(module: nn.Module, seed: int, scale: float = 0.1) -> None:
-    """Every weight random and none zero, so that no path is switched off; norm weights lie around 1."""
+    """Randomize every weight, none of them zero, so that every path is active; norm weights are near 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in module.named_parameters():
         noise = torch.randn(weight.shape, generator=generator) * scale
@@ -109,7 +109,7 @@ def make_umt5(seed: int = 0, width: int = TINY.trunk.text_dim) -> UMT5EncoderMod
 
 
 def calmed(encoder: UMT5EncoderModel) -> UMT5EncoderModel:
-    """The same encoder with its words louder than its layers, so that equal words stay near each other in any caption."""
+    """Scale the embeddings up against the layers, so that a word encodes alike in any caption."""
     for name, weight in encoder.named_parameters():
         if name.startswith("shared"):
             weight.data *= 5
@@ -127,7 +127,7 @@ def write_tokenizer(folder: Path) -> None:
 def write_official(
     folder: Path, config: VaceConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.bfloat16
 ) -> Path:
-    """A folder as one downloads it: transformer, VAE, text encoder, tokenizer, config.json. Returns it."""
+    """Write a folder laid out like the download: transformer, VAE, text encoder, tokenizer, config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_transformer(folder, make_transformer(config, seed), dtype)
     write_vae(folder / VAE_FILE, make_vae(seed))

@@ -1,4 +1,4 @@
-"""One picture of held-out requests: what was given, what each model made of it, and the same in another colour.
+"""Draw held-out requests in one picture: inputs, each model's output, and the output in another colour.
 
 python examples/vace/tiny/compare.py HELDOUT OUT.png before=RESULTS after=RESULTS shipped=RESULTS
 """
@@ -28,7 +28,7 @@ TITLES = {
 
 
 def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
-    """One row a kind, each on the first of its scenes; two frames of every clip."""
+    """One row per kind, each showing its first scene; two frames of every clip."""
     tasks: list[dict[str, Any]] = []
     for name in ("inference.json", "changed.json"):
         tasks += read_json(heldout / name)["tasks"]

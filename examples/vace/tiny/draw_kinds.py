@@ -1,9 +1,9 @@
-"""The pictures of docs/guide/generate.md: each kind of task, made with the tiny world's weights, as one small sheet.
+"""Draw the pictures of docs/guide/generate.md: one small sheet per kind of task, with the tiny weights.
 
     python examples/vace/tiny/draw_kinds.py docs/images
 
-A sheet shows the keys of the request, what the model saw of them, and what came out. `--config` names other weights
-and settings: any inference JSON.
+A sheet shows the keys of the request, the model's inputs and its output. To use other weights or settings,
+pass any inference JSON as `--config`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ KINDS = {
 
 
 def write_sources(folder: Path) -> None:
-    """Every file that the requests name."""
+    """Write every file that the requests name."""
     clip = world.render(SCENE)
     silhouette, _ = world.condition(SCENE, "silhouette", clip, 0)
     _, mask = world.condition(SCENE, "inpaint", clip, 0)
@@ -102,7 +102,7 @@ def write_sources(folder: Path) -> None:
 
 
 def write_request(folder: Path, base: Path) -> Path:
-    """The base JSON with one task a kind."""
+    """Write the base JSON with one task per kind."""
     tasks = [{"name": name, "prompt": kind.prompt, **kind.keys} for name, kind in KINDS.items()]
     path = folder / "kinds.json"
     settings = read_json(base)
@@ -128,7 +128,7 @@ def sheets(job: GenerateJob) -> dict[str, Image.Image]:
 
 
 def main() -> None:
-    """Write the sources, ask for every kind, draw what came out."""
+    """Write the sources, generate every kind, draw the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""Long videos of the tiny world: six windows, made in each way, as one sheet with their drift and seams.
+"""Draw long videos of the tiny world, six windows in each mode, on one sheet with their drift and seams.
 
     python examples/vace/tiny/draw_long.py docs/images/long_video.png
 
-A silhouette controls where the shape is: down, and up again. Both ways of windows follow it, a third row leaves the
-colours of each window as they are.
+A silhouette moves the shape down and up again. Both window modes follow it; a third row leaves the colours of
+each window uncorrected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def silhouette() -> world.Pixels:
 
 
 def write_request(folder: Path, base: Path) -> Path:
-    """The clip, and the base JSON with one task a way."""
+    """Write the clip, and the base JSON with one task per mode."""
     write_video(folder / "silhouette.mp4", silhouette(), world.FPS, lossless=True)
     shared = {
         "prompt": SCENE.caption,
@@ -65,7 +65,7 @@ def write_request(folder: Path, base: Path) -> Path:
 
 
 def make_all(job: GenerateJob) -> dict[str, GenerationResult]:
-    """One video for each way."""
+    """Generate one video per mode."""
     pipe = VacePipeline(open_models(job, Accelerator.detect(), check_weights(job).trunk.text_len))
     return {video.name: pipe.generate(video) for video in job.videos}
 
@@ -82,7 +82,7 @@ def facts(name: str, result: GenerationResult) -> str:
 
 
 def draw(results: dict[str, GenerationResult]) -> Image.Image:
-    """What controls, and what each way makes of it."""
+    """The control video, and the result of each mode."""
     shown = spread(FRAMES, SHOWN)
     windows = next(iter(results.values())).settings["windows"]["windows"]
     owner = [max(w["window"] for w in windows if w["frames"][0] <= index) + 1 for index in shown]

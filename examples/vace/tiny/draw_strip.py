@@ -1,4 +1,4 @@
-"""The strip of pictures in the README: five tasks side by side, what is given above what the tiny world's weights make of it.
+"""Draw the strip of pictures in the README: five tasks side by side, inputs above the tiny model's outputs.
 
 python examples/vace/tiny/draw_strip.py docs/images/tasks.png
 """
@@ -35,7 +35,7 @@ PAPER, INK, FAINT, GREY = "#fcfbf9", "#202020", "#707070", 128
 
 
 def given_frames(result: GenerationResult, indices: list[int]) -> list[np.ndarray]:
-    """What the model is given at these frames: masked parts grey; a reference in place of the first frame."""
+    """The model's inputs at these frames: masked regions in grey, a reference in place of the first frame."""
     rows = {strip.name: list(strip.pictures) for strip in condition_strips(result.conditions, indices)}
     frames = rows["src_video"]
     masks = rows.get("src_mask", [np.zeros_like(frame) for frame in frames])
@@ -44,7 +44,7 @@ def given_frames(result: GenerationResult, indices: list[int]) -> list[np.ndarra
 
 
 def draw_strip(results: dict[str, GenerationResult]) -> Image.Image:
-    """One panel for each result, in their order: a title, a row of what is given, a row of what is made."""
+    """One panel per result, in order: a title, a row of inputs, a row of outputs."""
     panel = SHOWN * CELL + (SHOWN - 1) * GAP
     width = 2 * MARGIN + len(results) * panel + (len(results) - 1) * MARGIN
     image = Image.new("RGB", (width, 2 * MARGIN + HEAD + 2 * CELL + GAP + FOOT), PAPER)

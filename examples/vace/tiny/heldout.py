@@ -1,9 +1,11 @@
-"""Write held-out scenes, data.json, and the requests: inference.json, changed.json (other colours), all.json (both).
+"""Write held-out scenes, their data.json, and the requests to generate from them.
 
     python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
 
-Names of the results say what was requested, so that score.py needs nothing else: heldout_00003_inpaint, heldout_00003_inpaint_blue.
+inference.json requests the scenes' own colours, changed.json other colours, all.json both. The name of a
+result says what was requested, for example heldout_00003_inpaint or heldout_00003_inpaint_blue; score.py
+needs nothing else.
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ KINDS = ("inpaint", "silhouette", "edge", "extension", "outpaint", "reference")
 
 
 def heldout_indices(count: int) -> list[int]:
-    """Numbers of `count` held-out scenes, in which the world's shapes take turns."""
+    """Indices of `count` held-out scenes that cycle through the world's shapes."""
     numbers = itertools.count()
     shapes = itertools.islice(itertools.cycle(world.SHAPES), count)
     return [next(n for n in numbers if world.make_scene("heldout", n).shape == shape) for shape in shapes]
 
 
 def write_requests(folder: Path, base: Path, count: int, kinds: list[str], colour: str | None = None) -> None:
-    """Clips under `folder`, their data.json, and three inference JSONs: the base JSON with one task a request."""
+    """Write clips under `folder`, their data.json, and three inference JSONs with one task per request."""
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     indices = heldout_indices(count + len(kinds) - 1)
     for number, kind in enumerate(
         kinds
-    ):  # each kind begins one scene later, so that few scenes show many shapes
+    ):  # each kind starts one scene later, so that a few scenes cover many shapes
         for index in indices[number : number + count]:
             scene = world.make_scene("heldout", index, colour)
             clip = world.Clip(index=index, kind=kind, split="heldout")

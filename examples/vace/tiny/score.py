@@ -1,11 +1,14 @@
 """Score generated clips of the tiny world from their mp4 files: did the model follow the request?
 
-    python examples/vace/tiny/score.py RESULTS [RESULTS ...]     one table row for each folder of mp4 files
+    python examples/vace/tiny/score.py RESULTS [RESULTS ...]     one table column for each folder of mp4 files
 
-masked PSNR   inside the inpaint box, against the true clip         kept PSNR   outside it
-IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the requested one
-first frame   PSNR of the frame that extension keeps                shape       nearest of the four, wherever it lies
-reference     colour and shape are those of the reference image
+masked PSNR   PSNR inside the inpaint box, against the true clip
+kept PSNR     PSNR outside that box
+first frame   PSNR of the frame that extension keeps
+IoU           coloured pixels against the true silhouette
+colour        the nearest of the five colours is the requested one
+shape         the nearest of the four shapes is the requested one, at any position
+reference     colour and shape match the reference image
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ from numpy.typing import NDArray
 from mindspeed_mm.data.psnr import psnr_of
 from mindspeed_mm.data.video import open_video
 
-SHAPE_IOU = 0.8  # from which on something is called a shape; what has none stays below 0.7
+SHAPE_IOU = 0.8  # lowest IoU that counts as a shape; shapeless blobs stay below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one clip earned; None where the measure does not apply to its kind."""
+    """The scores of one clip; None where a measure does not apply to its kind."""
 
     name: str
     kind: str
@@ -85,12 +88,15 @@ def score_clip(path: Path, colour: str | None = None) -> Score | None:
 
 
 def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Of pixels in dB, at most 99."""
+    """PSNR of two arrays of pixels in dB, at most 99."""
     return psnr_of(float(np.square(found.astype(np.float32) - expected).mean(dtype=np.float64)))
 
 
 def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:
-    """[T, H, W] which pixels are more than half as colourful as `colour`: greys have no chroma, an outline's pixels part of it."""
+    """[T, H, W] mask of the pixels with more than half the chroma of `colour`.
+
+    Greys have no chroma; the pixels of an outline have part of it.
+    """
     return _chroma(frames) > _chroma(np.array(world.PAINTS[colour])) / 2
 
 
@@ -105,7 +111,7 @@ def nearest_colour(
 
 
 def nearest_shape(where: NDArray[np.bool_]) -> str | None:
-    """The world's shape that `where` [T, H, W] is most like; None when nothing is there, or something without a shape."""
+    """The world's shape closest to the mask `where` [T, H, W]; None when it is empty or matches no shape."""
     frames = [frame for frame in where if frame.sum() >= 20]
     overlaps = {
         shape: sum(_shape_iou(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES
@@ -115,7 +121,7 @@ def nearest_shape(where: NDArray[np.bool_]) -> str | None:
 
 
 def _shape_iou(frame: NDArray[np.bool_], shape: str) -> float:
-    """Intersection over union of the pixels of a frame with a shape of their area and centre of mass."""
+    """IoU of the mask of a frame with a shape of the same area and centre of mass."""
     unit, offset = _unit(shape)
     radius = math.sqrt(frame.sum() / unit)
     there = world.drawn(shape, (_centre(frame) - offset * radius)[None], radius, *frame.shape)[0] > 0.5
@@ -124,19 +130,19 @@ def _shape_iou(frame: NDArray[np.bool_], shape: str) -> float:
 
 @cache
 def _unit(shape: str) -> tuple[float, NDArray[np.float32]]:
-    """Area of a shape of radius 1, and where its centre of mass lies: a triangle's is not its middle."""
+    """Area and centre of mass of a shape of radius 1; a triangle's centre of mass is off its centre."""
     model = world.drawn(shape, np.full((1, 2), 64, np.float32), 32, 128, 128)[0] > 0.5
     return model.sum() / 32**2, (_centre(model) - 64) / 32
 
 
 def _centre(frame: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(x, y) of the mean of the pixels that are set."""
+    """(x, y) centre of mass of the pixels that are set."""
     y, x = np.nonzero(frame)
     return np.array([x.mean() + 0.5, y.mean() + 0.5], np.float32)
 
 
 def table(columns: dict[str, Sequence[Score]]) -> str:
-    """One row a measure, one column a folder; markdown."""
+    """A Markdown table with one row per measure and one column per folder."""
     rows: list[tuple[str, str, list[float | None]]] = []
 
     def add(title: str, unit: str, values: Iterable[Sequence[float]]) -> None:

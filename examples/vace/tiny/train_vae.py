@@ -1,23 +1,26 @@
-"""Train the tiny world's VAE from nothing and write it as an official `Wan2.1_VAE.pth`.
+"""Train the tiny world's VAE from scratch and write it as an official `Wan2.1_VAE.pth`.
 
-The network is diffusers' AutoencoderKLWan, only narrower. It sees everything that will ever be encoded: clips, greyed
-clips, silhouettes, outlines, reference images. First single frames, then short clips, then whole ones; then the
-encoder is frozen, the latent statistics are measured, and the decoder alone is polished on noisy latents, for
-what a transformer generates is never exactly what an encoder gives.
+The network is a narrower version of diffusers' AutoencoderKLWan. It trains on everything that will be
+encoded later: clips, greyed clips, silhouettes, outlines and reference images. It starts on single
+frames, then short clips, then whole ones. Then the encoder is frozen, the latent statistics are measured,
+and the decoder alone is fine-tuned on noisy latents, because a transformer never generates exactly the
+latents that an encoder gives.
 
-Two things make minutes of hours. The network starts as a blur that knows nothing of time (`start_as_a_blur`), so what single
-frames teach, clips need not learn again. And single frames are compared by squared errors alone, with much weight on colour (how
-red, green and blue differ): by absolute errors the first faint colour costs more on the grey that fills most of a picture than
-it gains where there is some, and the network stays grey for hundreds of steps.
+Two choices cut hours to minutes. The network starts as a blur that ignores time (`start_as_a_blur`), so
+whatever it learns from single frames carries over to clips. And the loss on single frames is the squared
+error alone, with a high weight on colour (the differences between red, green and blue). Under an absolute
+error, the first faint colour costs more on the grey that fills most of a picture than it gains on the
+coloured part, and the network stays grey for hundreds of steps.
 
-The first latent frame holds one frame of pixels, each later one four, and nothing in the network makes equal content look
-equal in both. A small term draws the first latent frame towards the second, so that what a transformer learns of one
-(or of a reference image, which is a first frame) holds for the other.
+The first latent frame encodes one frame of pixels, each later one encodes four, and nothing in the
+network makes equal content look equal in both. A small loss term pulls the first latent frame towards the
+second, so that what a transformer learns about one also holds for the other. A reference image is encoded
+as a first frame, too.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/vace/tiny/train_vae.py OUT.pth
 
-Processes share the batch; on a CPU one thread each, for the layers are too narrow for threads. MINDSPEED_MM_DEVICE names the
-device, as everywhere.
+The processes share the batch. On a CPU, use one thread per process: the layers are too narrow for more.
+MINDSPEED_MM_DEVICE selects the device, as in every command.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ LOGGER = get_logger("tiny.vae")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each latent channel, over clips of all kinds."""
+    """Mean and standard deviation of each latent channel, over clips of all kinds."""
 
     mean: list[float]
     std: list[float]
@@ -68,7 +71,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training."""
+    """One phase of training."""
 
     name: str
     frames: int
@@ -76,14 +79,12 @@ class Phase:
     steps: int
     learning_rate: float
     decoder_only: bool = False
-    bf16: bool = True  # products and convolutions, where the device has them in bf16; the weights stay fp32
-    noise: float = (
-        0.0  # most that is added to latents, in their standard deviations; each clip draws how much
-    )
-    first_frame: float = 0.0  # added weight of the first frame's error: of seventeen the one that is kept
-    absolute: float = 1.0  # weight of the absolute error of all frames; the squared one has 2
+    bf16: bool = True  # autocast to bf16 where the device supports it; the weights stay fp32
+    noise: float = 0.0  # maximum noise on the latents, in their standard deviations; drawn per clip
+    first_frame: float = 0.0  # extra weight of the first frame's error: extension keeps that frame
+    absolute: float = 1.0  # weight of the absolute error of all frames; the squared error has 2
     chroma: float = (
-        1.0  # weight of both once more, of each pixel without its mean over red, green and blue: of colour
+        1.0  # extra weight of both errors on colour: each pixel minus its mean over red, green and blue
     )
 
 
@@ -108,7 +109,7 @@ PICTURES = ("plain", "plain", "plain", "inpaint", "outpaint", "extension", "silh
 
 
 class QuickNorm(nn.Module):
-    """diffusers' WanRMS_norm in fewer passes over memory, which on a CPU take much of a training step."""
+    """diffusers' WanRMS_norm with fewer passes over memory, which take much of a step on a CPU."""
 
     def __init__(self, gamma: nn.Parameter) -> None:
         super().__init__()
@@ -121,10 +122,10 @@ class QuickNorm(nn.Module):
 
 
 class QuickConv(WanCausalConv3d):
-    """diffusers' WanCausalConv3d without the products with zeros, where nothing is before a single frame: two thirds of all."""
+    """diffusers' WanCausalConv3d without the zero padding of single frames: two thirds of the products."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """[B, C, T, H, W], after the frames of `cache_x` if there are any."""
+        """Convolve x [B, C, T, H, W], preceded by the frames of `cache_x` if there are any."""
         columns, _, rows, _, before, _ = self._padding
         if cache_x is None and x.shape[2] == 1 and before == self.kernel_size[0] - 1:
             image = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], (rows, columns))
@@ -133,7 +134,7 @@ class QuickConv(WanCausalConv3d):
 
 
 def new_vae(seed: int) -> AutoencoderKLWan:
-    """Wan's VAE with 8 base channels and one residual block a level: 0.7 M parameters."""
+    """Wan's VAE with 8 base channels and one residual block per level: 0.7 M parameters."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
     start_as_a_blur(vae)
@@ -142,27 +143,27 @@ def new_vae(seed: int) -> AutoencoderKLWan:
             if isinstance(child, WanRMS_norm):
                 setattr(parent, name, QuickNorm(child.gamma))
             elif type(child) is WanCausalConv3d:
-                child.__class__ = (
-                    QuickConv  # a layer of diffusers' class still, which is what its VAE looks for
-                )
+                child.__class__ = QuickConv  # a subclass, since diffusers' VAE looks for WanCausalConv3d
     return vae
 
 
 @torch.no_grad()
 def start_as_a_blur(vae: AutoencoderKLWan) -> None:
-    """Initial weights: residual blocks and attention add nothing, pictures are averaged and interpolated, and nothing looks back
-    in time: of four frames the last is the latent one, and four like it come back. The posterior starts narrow."""
+    """Initialize the VAE so that it only blurs each frame.
+
+    Residual blocks and attention add nothing, pictures are averaged and interpolated, and no layer looks back
+    in time: the last of four frames becomes the latent frame, and decodes to four copies. The posterior
+    starts narrow.
+    """
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 1, 1):
-            module.weight.zero_()  # it makes half as many frames, or twice
+            module.weight.zero_()  # it halves or doubles the number of frames
             module.bias.zero_()
             channels = module.in_channels
             module.weight[:, :, -1, 0, 0] = torch.eye(channels).repeat(module.out_channels // channels, 1)
         elif isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 3, 3):
             module.weight[:, :, :-1] = 0
-            module.weight[:, :, -1] *= math.sqrt(
-                3
-            )  # a third of the inputs counts: the variance of their sum stays
+            module.weight[:, :, -1] *= math.sqrt(3)  # one of three taps remains: keep the variance of the sum
         elif isinstance(module, WanResample) and not isinstance(module.resample, nn.Identity):
             image = module.resample[1]
             image.bias.zero_()
@@ -189,7 +190,7 @@ def start_as_a_blur(vae: AutoencoderKLWan) -> None:
 
 
 def picture(index: int, frames: int) -> np.ndarray:
-    """Something that training or generation will encode: uint8 [frames, H, W, 3]."""
+    """A clip like those that training or generation will encode: uint8 [frames, H, W, 3]."""
     rng = np.random.default_rng([7, index])
     scene, kind = world.make_scene("vae", index), PICTURES[index % len(PICTURES)]
     if kind == "reference":
@@ -201,7 +202,7 @@ def picture(index: int, frames: int) -> np.ndarray:
 
 
 def batch_of(first: int, count: int, frames: int) -> Tensor:
-    """[count, 3, frames, H, W] in [-1, 1]: pictures first, first + 1, …, so a run can be repeated."""
+    """[count, 3, frames, H, W] in [-1, 1]: pictures first, first + 1, …, so that a run is reproducible."""
     clips = np.stack([picture(first + i, frames) for i in range(count)])
     return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
@@ -222,7 +223,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for convolution kernels flattened to matrices (Jordan et al. 2024)."""
+    """Momentum with orthogonalised updates, for convolution kernels as matrices (Jordan et al. 2024)."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -242,7 +243,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by its mean over the processes, in one exchange."""
+    """Replace every tensor by its mean over the processes, with one all-reduce."""
     if dist.is_initialized():
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
@@ -252,7 +253,10 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def pixel_loss(error: Tensor, phase: Phase) -> Tensor:
-    """Of error [B, 3, T, H, W], with the weights of `phase`: a scalar. The first frame's errors count equally, absolute and squared."""
+    """Scalar loss of error [B, 3, T, H, W], with the weights of `phase`.
+
+    On the first frame, the absolute and the squared error have equal weight.
+    """
     colour = error - error.mean(dim=1, keepdim=True)
     loss = phase.absolute * error.abs().mean() + 2 * error.square().mean()
     loss = loss + phase.chroma * (phase.absolute * colour.abs().mean() + 2 * colour.square().mean())
@@ -263,14 +267,18 @@ def pixel_loss(error: Tensor, phase: Phase) -> Tensor:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is no slower than fp32: on a CPU without AVX-512 its convolutions are a plain loop, many times slower."""
+    """Whether bf16 is worth using.
+
+    On a CPU without AVX-512, bf16 convolutions are a plain loop, many times slower than in fp32.
+    """
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Sequence[float]) -> float:
-    """Train for one phase, with a warm-up and a cosine down to a twentieth; the PSNR of its last fifty steps in dB.
+    """Train for one phase and return the PSNR of its last fifty steps in dB.
 
-    `latents_std` is the unit of `phase.noise`.
+    The learning rate warms up, then decays along a cosine to a twentieth. `latents_std` is the unit of
+    `phase.noise`.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if phase.batch % ranks:
@@ -341,7 +349,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan, clips: int = 32) -> Statistics:
-    """What a transformer's latents are normalised with."""
+    """The statistics that normalise a transformer's latents."""
     device = next(vae.parameters()).device
     pictures = (batch_of(number, 1, world.FRAMES).to(device) for number in range(clips))
     latents = torch.cat([vae.encode(clip).latent_dist.mean for clip in pictures])
@@ -351,7 +359,7 @@ def measure_latents(vae: AutoencoderKLWan, clips: int = 32) -> Statistics:
 
 @torch.no_grad()
 def measure_psnr(vae: AutoencoderKLWan) -> float:
-    """Of plain held-out clips, encoded and decoded; dB."""
+    """Reconstruction PSNR of plain held-out clips in dB."""
     device, squared = next(vae.parameters()).device, []
     for index in range(8):
         pixels = torch.from_numpy(world.render(world.make_scene("heldout", index))).to(device)
@@ -362,7 +370,7 @@ def measure_psnr(vae: AutoencoderKLWan) -> float:
 
 
 def load(vae: AutoencoderKLWan, path: Path) -> tuple[Statistics, int]:
-    """Fill `vae` from a file that `save` wrote; its latent statistics, and how many phases it had seen."""
+    """Load a file that `save` wrote into `vae`; return its latent statistics and its count of phases done."""
     state = torch.load(path, weights_only=True)
     vae.load_state_dict({_names(vae).to_theirs(name): weight.float() for name, weight in state.items()})
     facts = read_json(path.with_suffix(".json"))
@@ -374,7 +382,10 @@ def _names(vae: AutoencoderKLWan) -> KeyMap:
 
 
 def save(vae: AutoencoderKLWan, path: Path, statistics: Statistics, phases_done: int) -> None:
-    """Official names, bf16; the latent statistics, which the official file does not hold, in `<stem>.json` beside it."""
+    """Save the weights in bf16 under the official names, and the latent statistics in `<stem>.json`.
+
+    The official file has no place for the statistics.
+    """
     weights = {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in vae.state_dict().items()}
     state = {_names(vae).to_ours(name): weight for name, weight in weights.items()}
     facts = {"latents_mean": statistics.mean, "latents_std": statistics.std, "_phases_done": phases_done}

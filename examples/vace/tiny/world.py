@@ -1,7 +1,7 @@
 """A small deterministic world of moving shapes, written as real mp4 clips in the guide's dataset layout.
 
-A scene is one coloured shape that moves in a straight line over a grey gradient. Everything about it is a function of
-(split, index), so two machines write the same dataset. Each VACE condition that needs no neural annotator is a "kind":
+A scene is one coloured shape that moves in a straight line over a grey gradient. It depends on (split, index)
+only, so two machines write the same dataset. Each VACE condition that needs no neural annotator is a "kind":
 
     plain        no condition                              silhouette   white shape on black, moving
     inpaint      a moving box is masked and greyed         edge         white outline on black
@@ -37,12 +37,12 @@ COLOURS = {
     "yellow": (244, 208, 44),
     "purple": (186, 44, 200),
 }
-NEW_COLOURS = {"orange": (244, 124, 24)}  # in no scene by itself: for a LoRA to learn
+NEW_COLOURS = {"orange": (244, 124, 24)}  # in no scene by default: for a LoRA to learn
 PAINTS = {**COLOURS, **NEW_COLOURS}
 SHAPES = ("circle", "bar", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the grey gradient
-GREY = 128  # what a masked pixel of src_video holds: nothing of the answer
+GREY = 128  # value of a masked pixel of src_video: it reveals nothing of the target
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Scene:
     tone: str
     vertical: bool  # the gradient runs from top to bottom, else from left to right
     radius: float
-    across: float  # where the path lies at right angles to the motion, -1 … 1
-    start: float  # where along the path the shape starts, 0 … 1
+    across: float  # position of the path perpendicular to the motion, -1 … 1
+    start: float  # where on the path the shape starts, 0 … 1
     travel: float  # how far it goes
 
     @property
     def caption(self) -> str:
-        """Everything that can be seen, in one fixed form."""
+        """Describe everything visible, in one fixed form."""
         return f"a {self.colour} {self.shape} moves {self.direction} over a {self.tone} background"
 
     @property
     def caption_without_look(self) -> str:
-        """Colour and shape left open: they come from a reference image."""
+        """The caption without colour and shape: those come from a reference image."""
         return f"the object moves {self.direction} over a {self.tone} background"
 
     def recoloured(self) -> Scene:
@@ -76,7 +76,7 @@ class Scene:
 
 
 def make_scene(split: str, index: int, colour: str | None = None) -> Scene:
-    """The scene number `index` of a split ("train", "heldout", …), in its own colour or in the given one."""
+    """Scene `index` of a split ("train", "heldout", …), in its own colour or in the given one."""
     rng = np.random.default_rng([index, *split.encode()])
     scene = Scene(
         colour=str(rng.choice(list(COLOURS))),
@@ -122,13 +122,13 @@ def drawn(shape: str, centre: NDArray[np.float32], radius: float, height: int, w
 def _distance(
     shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float
 ) -> NDArray[np.float32]:
-    """Signed distance in pixels to the outline, negative inside (exact enough for one pixel of anti-aliasing)."""
+    """Signed distance to the outline in pixels, negative inside; accurate enough for anti-aliasing."""
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.hypot(x, y) - radius
-    if shape == "bar":  # lies flat
+    if shape == "bar":  # horizontal
         return np.maximum(ax - radius, ay - 0.45 * radius)
-    if shape == "triangle":  # point up
+    if shape == "triangle":  # pointing up
         return np.maximum(y - 0.8 * radius, (ax * 2 - y) / np.sqrt(5) - radius * 0.4)
     arm = 0.4 * radius  # cross
     return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
@@ -157,7 +157,7 @@ def reference_image(scene: Scene, side: int = SIDE) -> Pixels:
 
 
 def condition(scene: Scene, kind: str, video: Pixels, index: int) -> tuple[Pixels | None, Pixels | None]:
-    """(src_video, src_mask) of a kind, each uint8 [T, H, W, 3] or None. `index` varies the masks from clip to clip."""
+    """(src_video, src_mask) of a kind, each uint8 [T, H, W, 3] or None; `index` varies the masks."""
     frames, height, width, _ = video.shape
     if kind in ("plain", "reference"):
         return None, None
@@ -184,7 +184,7 @@ def condition(scene: Scene, kind: str, video: Pixels, index: int) -> tuple[Pixel
 
 
 def _shrunk(alpha: Coverage) -> Coverage:
-    """Coverage eroded by two pixels: what lies between it and the shape is the outline."""
+    """Coverage eroded by two pixels; the outline is the difference from the shape."""
     for axis in (1, 2):
         for step in (-2, -1, 1, 2):
             alpha = np.minimum(alpha, np.roll(alpha, step, axis))
@@ -197,7 +197,7 @@ def _grey_image(plane: NDArray[np.float32]) -> Pixels:
 
 @dataclass(frozen=True)
 class Clip:
-    """One row to write: which scene, under which kind, at what size, with how many reference images."""
+    """One row to write: its scene, kind, size and number of reference images."""
 
     index: int
     kind: str = "plain"
@@ -215,7 +215,7 @@ class Clip:
 
 
 def write_clip(folder: Path, clip: Clip, scene: Scene | None = None) -> dict[str, object]:
-    """Write the files of one clip under `folder`; the row of data.json that names them."""
+    """Write the files of one clip under `folder`; return its row of data.json."""
     scene = scene or make_scene(clip.split, clip.index, clip.colour)
     video = render(scene, clip.frames, clip.height, clip.width)
     src_video, src_mask = condition(scene, clip.kind, video, clip.index)
@@ -231,7 +231,7 @@ def write_clip(folder: Path, clip: Clip, scene: Scene | None = None) -> dict[str
     if references:
         row["src_ref_images"] = [f"references/{clip.name}_{number}.png" for number in range(references)]
         (folder / "references").mkdir(parents=True, exist_ok=True)
-        for number in range(references):  # a second picture shows the same thing smaller
+        for number in range(references):  # a second image shows the same shape, smaller
             Image.fromarray(reference_image(scene, SIDE * (number + 1))).save(
                 folder / f"references/{clip.name}_{number}.png"
             )
@@ -241,7 +241,7 @@ def write_clip(folder: Path, clip: Clip, scene: Scene | None = None) -> dict[str
 
 
 def write_dataset(folder: Path, clips: Sequence[Clip]) -> Path:
-    """Write every clip and `data.json` (last, so that a half-written folder has none). Returns the path of data.json."""
+    """Write every clip, then `data.json`, so that a half-written folder has none; return its path."""
     rows = [write_clip(folder, clip) for clip in clips]
     temporary = folder / "data.json.tmp"
     temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -249,7 +249,7 @@ def write_dataset(folder: Path, clips: Sequence[Clip]) -> Path:
 
 
 def quickstart_clips() -> list[Clip]:
-    """A few clips that differ in every way that a real dataset does: shape of frame, length, conditions, equal captions."""
+    """A few clips that vary like a real dataset: frame shape, length, condition, repeated captions."""
     return [
         Clip(index=0, kind="inpaint", height=64, width=96),
         Clip(index=1, kind="plain", height=96, width=64),
@@ -263,7 +263,7 @@ def quickstart_clips() -> list[Clip]:
 
 
 def mixed_clips(counts: dict[str, str], split: str) -> list[Clip]:
-    """So many scenes of each kind, and no scene twice."""
+    """`counts[kind]` scenes of each kind, and no scene twice."""
     kinds = [kind for kind, count in counts.items() for _ in range(int(count))]
     return [Clip(index=100 + index, kind=kind, split=split) for index, kind in enumerate(kinds)]
 

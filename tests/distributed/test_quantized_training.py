@@ -119,7 +119,7 @@ def test_a_branch_trains_upon_8_bits_and_saves_itself_alone(world, environment, 
 
 
 def test_whole_checkpoints_are_refused_beside_8_bits(environment, tmp_path):
-    with raises(ConfigError, "8 bits", where="pretrain_vace.py: --save-full-model"):
+    with raises(ConfigError, "8-bit", "mm_to_hf", where="pretrain_vace.py: --save-full-model"):
         PretrainJob.from_argv(arguments(environment, *INT8, "--save-full-model"))
     none = with_transforms(environment, tmp_path, from_pretrained=None)
     with raises(ConfigError, "predictor.from_pretrained"):

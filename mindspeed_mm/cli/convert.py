@@ -55,17 +55,17 @@ def _find(argv: Sequence[str]) -> _Method:
 
 
 def _parser(argv: Sequence[str] | None) -> FlagParser:
-    method = _find(["hf_to_mm"] if argv is None else argv)  # for help, a method with the usual flags
+    method = _find(["hf_to_mm"] if argv is None else argv)  # without arguments (help): a typical method
     summary = (method.convert.__doc__ or "").strip().partition("\n")[0]
     parser = FlagParser(PROG, summary)
     parser.add_argument("method", nargs=len(method.words), metavar="METHOD", help=" ".join(method.words))
     group = parser.add_argument_group("settings")
     group.add_argument(
-        "--config-file", metavar="FILE", help="JSON or YAML with the keys below; --config is the same"
+        "--config-file", metavar="FILE", help="JSON or YAML with the keys below (alias: --config)"
     )
-    group.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
+    group.add_argument("--print-config", action="store_true", help="print the settings as JSON, and exit")
     group.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="replace a key of the file; may be repeated"
+        "--set", action="append", metavar="KEY=VALUE", help="override a key in the file; may be repeated"
     )
     add_flags(parser, method.schema, "conversion")
     for name, part in method.nested.items():
@@ -105,7 +105,7 @@ def _run(argv: Sequence[str]) -> None:
 
 COMMAND = Command(
     verb="convert",
-    summary="Convert weights: other names, other pipeline stages, one file",
+    summary="Convert weights: rename, re-split into pipeline stages, or merge",
     usage="METHOD --source-path PATH --target-path PATH ...",
     parser=_parser,
     run=_run,
@@ -121,11 +121,11 @@ COMMAND = Command(
         *help_row("hf_to_mm", "original Wan names to an MM folder"),
         *help_row("hf_diffusers_to_mm", "diffusers names to an MM folder"),
         *help_row("mm_to_hf", "MM or a training checkpoint to original Wan names"),
-        *help_row("mm_to_hf_diffusers", "the same to diffusers names"),
-        *help_row("resplit", "MM to MM with other pipeline stages"),
+        *help_row("mm_to_hf_diffusers", "MM or a training checkpoint to diffusers names"),
+        *help_row("resplit", "MM to MM with different pipeline stages"),
         *help_row("dcp_to_torch", "a training checkpoint to one torch file"),
-        *help_row("assemble_pipeline", "parts to a whole diffusers pipeline"),
-        *help_row("merge_lora", "a base and LoRAs to merged weights; extract_lora: back"),
+        *help_row("assemble_pipeline", "components to a complete diffusers pipeline"),
+        *help_row("merge_lora", "a base and LoRAs to merged weights; extract_lora reverses it"),
         *help_row("lora_to_…", "a LoRA to peft, comfyui (comfy), diffusers or hf"),
         "",
         "Every flag of a method: vace convert METHOD --help-all",

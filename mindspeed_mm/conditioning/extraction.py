@@ -1,6 +1,6 @@
 """Extracts features from the rows of a dataset: reads ahead, encodes, and writes in the background.
 
-Existing features are not changed.
+Intact features are not changed.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Extraction:
     def _mark_damaged(self, path: Path, error: DataError) -> None:
         if path not in self._damaged:
             self._damaged.add(path)
-            logger.warning(f"{error}; not reused: the rows that need it are encoded again")
+            logger.warning(f"{error}; ignoring this feature and encoding the rows that use it again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
         """Return the prompt embeddings, reused from a feature with other settings if there is one.
@@ -274,8 +274,8 @@ class Extraction:
                 latents, context = latents.to("cpu", torch.bfloat16), context.to("cpu", torch.bfloat16)
             except torch.OutOfMemoryError as error:
                 raise MindSpeedMMError(
-                    f"out of device memory while encoding {list(pixels.video.shape[:3])} frames x height x "
-                    f"width ({str(error).splitlines()[0]})",
+                    f"out of device memory while encoding a clip of {'x'.join(map(str, pixels.video.shape[:3]))} "
+                    f"(frames x height x width): {str(error).splitlines()[0]}",
                     where=record.address,
                     fix="set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames",
                 ) from None
@@ -304,11 +304,11 @@ class Extraction:
 
 
 def _origin(record: SampleRecord) -> dict[str, str]:
-    """Return the metadata of the row that does not depend on its pixels."""
-    drawn = record.synthesis
-    made = {} if drawn is None else {"task": drawn.task, "task_options": drawn.options}
+    """Return the part of the row's metadata that does not depend on its pixels."""
+    synthesis = record.synthesis
+    task = {} if synthesis is None else {"task": synthesis.task, "task_options": synthesis.options}
     return {
-        **made,
+        **task,
         "captions": format_json(record.captions),
         "source": str(record.video),
         "address": record.address,
@@ -330,7 +330,7 @@ def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
 
     def give_up() -> None:
         logger.error(
-            f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. "
+            f"{record.address}: encoding did not finish within {timeout:g} s (--sample-timeout); stopping. "
             "Run the command again to resume"
         )
         os._exit(1)

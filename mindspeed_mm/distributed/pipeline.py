@@ -81,7 +81,7 @@ class Pipeline(nn.Module):
         yield from self.stages.values()
 
     def is_copy(self, name: str) -> bool:
-        """Return whether `name` is a replicated weight, which the pipeline's first rank saves and counts."""
+        """Return whether `name` is this rank's copy of a weight that only the first rank saves and counts."""
         return self.rank > 0 and name.split(".")[0] in self.split.shared
 
     @torch.no_grad()
@@ -119,20 +119,20 @@ class Pipeline(nn.Module):
         return velocity
 
     def forward_backward(self, batches: Sequence[MicroBatch], loss: Loss) -> None:
-        """Run forward and backward of all micro-batches.
+        """Run the forward and backward passes for all micro-batches.
 
         `loss` is called on the rank of the last stage, with the index in `batches`. Gradients are summed over
         the micro-batches; those of replicated weights are also summed over the pipeline.
         """
         groups = list(self._groups(batches))
-        for place, numbers in enumerate(groups, 1):
-            self._run([batches[number] for number in numbers], numbers, loss, last=place == len(groups))
+        for position, numbers in enumerate(groups, 1):
+            self._run([batches[number] for number in numbers], numbers, loss, last=position == len(groups))
         self._sum_copies()
 
-    def norm(self, of: Callable[[list[Tensor]], float]) -> float:
-        """Return the global gradient norm of all stages on all ranks. `of` computes the norm of this rank."""
+    def norm(self, local_norm: Callable[[list[Tensor]], float]) -> float:
+        """Return the global gradient norm of all stages on all ranks, given a function for this rank's."""
         named = self.named_parameters()
-        mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
+        mine = local_norm([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
 
     def broadcast_from_last(self, values: Tensor) -> Tensor:
@@ -141,9 +141,9 @@ class Pipeline(nn.Module):
         return values
 
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
-        """Yield the micro-batch indices of each schedule run: one shape, and a number that it accepts.
+        """Yield the micro-batch indices of each schedule run.
 
-        All data-parallel ranks form the same groups, because FSDP2 gathers weights in the order of the
+        A group has one shape and a size that the schedule accepts. All data-parallel ranks form the same groups, because FSDP2 gathers weights in the order of the
         schedule. Each rank sorts by shape; positions with equal shapes on every rank then form a group.
         """
         order = sorted(range(len(batches)), key=lambda number: batches[number].shape)
@@ -151,9 +151,9 @@ class Pipeline(nn.Module):
         mine = torch.tensor(shapes, dtype=torch.int64, device=self.device)
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.data_group))]
         dist.all_gather(every, mine, group=self.data_group)
-        rounds = self.size if len(self.stages) > 1 else 1
-        for places in group_places(torch.stack(every).tolist(), rounds):
-            yield [order[place] for place in places]
+        multiple = self.size if len(self.stages) > 1 else 1
+        for positions in group_positions(torch.stack(every).tolist(), multiple):
+            yield [order[position] for position in positions]
 
     def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
         answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
@@ -164,10 +164,10 @@ class Pipeline(nn.Module):
             feeding: Any = stage
             feeding.feed(inputs)
         self._schedule(inputs[0], len(inputs)).step(
-            lambda velocity, place: loss(velocity, numbers[place]), reduces=last
+            lambda velocity, position: loss(velocity, numbers[position]), reduces=last
         )
-        for place, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
-            set_last_micro_batch(self.reader, last and place == len(answers) - 1)
+        for position, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
+            set_last_micro_batch(self.reader, last and position == len(answers) - 1)
             pairs = [(a, r.grad) for a, r in zip(answer, read, strict=True) if r.grad is not None]
             if pairs:
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
@@ -208,24 +208,24 @@ class Pipeline(nn.Module):
         return [float(other) for other in found]
 
 
-def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[int]]:
+def group_positions(shapes: Sequence[Sequence[int]], multiple: int) -> Iterator[list[int]]:
     """Yield the groups of positions that one schedule runs, the same on every rank.
 
     `shapes` holds the shape at each position, for each rank. Interleaved schedules accept multiples of
-    `rounds`; the remainder forms its own group.
+    `multiple`; the remainder forms its own group.
     """
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for place, column in enumerate(zip(*shapes, strict=True)):
-        alike[column].append(place)
-    for places in alike.values():
-        whole = len(places) - len(places) % rounds if len(places) > rounds else len(places)
-        yield places[:whole]
-        if places[whole:]:
-            yield places[whole:]
+    for position, column in enumerate(zip(*shapes, strict=True)):
+        alike[column].append(position)
+    for positions in alike.values():
+        whole = len(positions) - len(positions) % multiple if len(positions) > multiple else len(positions)
+        yield positions[:whole]
+        if positions[whole:]:
+            yield positions[whole:]
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """Return the whole model for names, shapes and `requires_grad`. A pipeline's has no values."""
+    """Return the whole model for names, shapes and `requires_grad`. For a Pipeline, its parameters are on the meta device."""
     return model.whole.model if isinstance(model, Pipeline) else model
 
 

@@ -59,7 +59,7 @@ def add_model_flags(parser: FlagParser, config_help: str) -> None:
         help="replace a nested key of the JSON, e.g. dtype=fp32",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop")
-    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and exit")
 
 
 @one_line_errors

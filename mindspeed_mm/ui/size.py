@@ -11,17 +11,17 @@ def fit(
     size: tuple[int, int],
     frames: int,
     area: int,
-    most_frames: int,
+    max_frames: int,
     sides: tuple[float, float, float, float] = (0,) * 4,
 ) -> tuple[int, int, int]:
     """Choose (width, height, frames) for a source of `size` (height, width), extended by `sides` percent.
 
     `sides` are left, top, right and bottom. Width and height are multiples of 16 with a product of about
-    `area` pixels. The number of frames is 4k+1, and at most `frames` of the source and `most_frames`.
+    `area` pixels. The number of frames is 4k+1, and at most the smaller of `frames` and `max_frames`.
     """
     left, top, right, bottom = sides
-    wide, high = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)
-    scale = math.sqrt(area / (wide * high))
-    width, height = (WAN.nearest_side(side * scale) for side in (wide, high))
-    count = min(frames, most_frames)
+    full_width, full_height = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)
+    scale = math.sqrt(area / (full_width * full_height))
+    width, height = (WAN.nearest_side(side * scale) for side in (full_width, full_height))
+    count = min(frames, max_frames)
     return width, height, max(1, WAN.trim_frames(count))

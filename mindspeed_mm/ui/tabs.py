@@ -1,4 +1,4 @@
-"""The tabs that inspect a dataset or features and that plot a run's curves. They read inside one folder."""
+"""The tabs that inspect a dataset or features and that plot a run's curves. They read only files inside one folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mindspeed_mm.ui.videos import notice
 
 _DATA = frozenset({"data.jsonl", "data.txt", "data.json", "metadata.csv"})
 _METRICS = frozenset({"metrics.jsonl"})
-_USUAL = ("loss", "validation/loss")
-_WAIT = 10.0  # seconds between reads of a run's metrics
+_DEFAULT_CURVES = ("loss", "validation/loss")
+_REFRESH_SECONDS = 10.0
 
 
 def build_inspect(words: Words, service: Service) -> None:
@@ -38,7 +38,7 @@ def build_inspect(words: Words, service: Service) -> None:
         )
         every = gr.Checkbox(label=words("every_row"), min_width=160, elem_id="inspect-every")
     with gr.Row():
-        again = gr.Button(words("refresh"), size="sm", elem_id="inspect-again")
+        refresh_button = gr.Button(words("refresh"), size="sm", elem_id="inspect-again")
         draw_button = gr.Button(words("inspect"), variant="primary", size="sm", elem_id="inspect-draw")
     message_box = gr.HTML(elem_id="inspect-said", padding=False)
     sheet = gr.Image(
@@ -61,7 +61,7 @@ def build_inspect(words: Words, service: Service) -> None:
         return gr.update(visible=True, value=image), notice(what)
 
     draw_button.click(run, [path, row, every], [sheet, message_box], concurrency_limit=1)
-    again.click(lambda: gr.update(choices=find(root, _DATA)), None, [path], show_progress="hidden")
+    refresh_button.click(lambda: gr.update(choices=find(root, _DATA)), None, [path], show_progress="hidden")
 
 
 def build_curves(words: Words, service: Service) -> None:
@@ -82,7 +82,7 @@ def build_curves(words: Words, service: Service) -> None:
         )
         smooth = gr.Slider(0, 0.99, 0, step=0.01, label=words("smoothing"), scale=2, elem_id="curves-smooth")
     with gr.Row():
-        again = gr.Button(words("refresh"), size="sm", elem_id="curves-again")
+        refresh_button = gr.Button(words("refresh"), size="sm", elem_id="curves-again")
         follow = gr.Checkbox(label=words("follow"), min_width=160, elem_id="curves-follow")
         draw_button = gr.Button(words("draw"), variant="primary", size="sm", elem_id="curves-draw")
     message_box = gr.HTML(elem_id="curves-said", padding=False)
@@ -95,29 +95,31 @@ def build_curves(words: Words, service: Service) -> None:
         show_label=False,
         elem_id="curves-plot",
     )
-    timer = gr.Timer(_WAIT, active=False)
+    timer = gr.Timer(_REFRESH_SECONDS, active=False)
 
-    def run(text: str | None, chosen: list[str] | None, share: float) -> tuple[Any, Any, str]:
+    def run(text: str | None, chosen: list[str] | None, smoothing: float) -> tuple[Any, Any, str]:
         try:
             curves = read_curves(inside(root, text or ""))
         except MindSpeedMMError as error:
             return gr.update(visible=False), gr.skip(), notice(str(error), bad=True)
         known = sorted(curves)
-        taken = [name for name in chosen or () if name in curves]
-        taken = taken or [name for name in _USUAL if name in curves] or known[:1]
+        selected = [name for name in chosen or () if name in curves]
+        selected = selected or [name for name in _DEFAULT_CURVES if name in curves] or known[:1]
         rows = [
             (iteration, value, name)
-            for name in taken
-            for iteration, value in thinned(smoothed(curves[name], float(share)))
+            for name in selected
+            for iteration, value in thinned(smoothed(curves[name], float(smoothing)))
         ]
-        return gr.update(value=_table(rows), visible=True), gr.update(choices=known, value=taken), ""
+        return gr.update(value=_table(rows), visible=True), gr.update(choices=known, value=selected), ""
 
     inputs, outputs = [path, names, smooth], [plot, names, message_box]
     draw_button.click(run, inputs, outputs)
-    path.input(lambda text, share: run(text, None, share), [path, smooth], outputs)
+    path.input(lambda text, smoothing: run(text, None, smoothing), [path, smooth], outputs)
     names.input(run, inputs, outputs, show_progress="hidden")
     smooth.release(run, inputs, outputs, show_progress="hidden")
-    again.click(lambda: gr.update(choices=find(root, _METRICS)), None, [path], show_progress="hidden")
+    refresh_button.click(
+        lambda: gr.update(choices=find(root, _METRICS)), None, [path], show_progress="hidden"
+    )
     follow.input(lambda on: gr.Timer(active=on), [follow], [timer], show_progress="hidden")
     timer.tick(run, inputs, outputs, show_progress="hidden")
 

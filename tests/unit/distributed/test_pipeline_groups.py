@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindspeed_mm.distributed.pipeline import group_places
+from mindspeed_mm.distributed.pipeline import group_positions
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from mindspeed_mm.distributed.pipeline import group_places
     ],
 )
 def test_micro_batches_of_one_shape_on_every_rank_are_a_group(shapes, rounds, groups):
-    assert list(group_places(shapes, rounds)) == groups
+    assert list(group_positions(shapes, rounds)) == groups

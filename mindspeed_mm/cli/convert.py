@@ -125,7 +125,7 @@ COMMAND = Command(
         *help_row("resplit", "MM to MM with different pipeline stages"),
         *help_row("dcp_to_torch", "a training checkpoint to one torch file"),
         *help_row("assemble_pipeline", "components to a complete diffusers pipeline"),
-        *help_row("merge_lora", "a base and LoRAs to merged weights; extract_lora reverses it"),
+        *help_row("merge_lora", "a base and LoRAs to merged weights (reverse: extract_lora)"),
         *help_row("lora_to_…", "a LoRA to peft, comfyui (comfy), diffusers or hf"),
         "",
         "Every flag of a method: vace convert METHOD --help-all",

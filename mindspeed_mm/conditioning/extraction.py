@@ -273,9 +273,10 @@ class Extraction:
                 latents, context = encode_features(self.vae, to_sample(pixels))
                 latents, context = latents.to("cpu", torch.bfloat16), context.to("cpu", torch.bfloat16)
             except torch.OutOfMemoryError as error:
+                size = "x".join(map(str, pixels.video.shape[:3]))
+                reason = str(error).splitlines()[0]
                 raise MindSpeedMMError(
-                    f"out of device memory while encoding a clip of {'x'.join(map(str, pixels.video.shape[:3]))} "
-                    f"(frames x height x width): {str(error).splitlines()[0]}",
+                    f"out of device memory while encoding a clip of {size} (frames x height x width): {reason}",
                     where=record.address,
                     fix="set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames",
                 ) from None

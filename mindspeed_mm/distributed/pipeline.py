@@ -143,8 +143,9 @@ class Pipeline(nn.Module):
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
         """Yield the micro-batch indices of each schedule run.
 
-        A group has one shape and a size that the schedule accepts. All data-parallel ranks form the same groups, because FSDP2 gathers weights in the order of the
-        schedule. Each rank sorts by shape; positions with equal shapes on every rank then form a group.
+        A group has one shape and a size that the schedule accepts. All data-parallel ranks form the same
+        groups, because FSDP2 gathers weights in the order of the schedule. Each rank sorts by shape;
+        positions with equal shapes on every rank then form a group.
         """
         order = sorted(range(len(batches)), key=lambda number: batches[number].shape)
         shapes = [zlib.crc32(repr(batches[number].shape).encode()) for number in order]
@@ -225,7 +226,10 @@ def group_positions(shapes: Sequence[Sequence[int]], multiple: int) -> Iterator[
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """Return the whole model for names, shapes and `requires_grad`. For a Pipeline, its parameters are on the meta device."""
+    """Return the whole model for names, shapes and `requires_grad`.
+
+    For a Pipeline, its parameters are on the meta device.
+    """
     return model.whole.model if isinstance(model, Pipeline) else model
 
 

@@ -1,4 +1,7 @@
-"""The tabs that inspect a dataset or features and that plot a run's curves. They read only files inside one folder."""
+"""The tabs that inspect a dataset or features and that plot a run's curves.
+
+They read only files inside one folder.
+"""
 
 from __future__ import annotations
 

@@ -207,7 +207,8 @@ def buffers_of(model: nn.Module) -> list[Tensor]:
     """What a pipeline's schedule keeps for tokens and gradients that arrive."""
     if not isinstance(model, Pipeline):
         return []
-    _, stages, _ = model._ready[1]
+    assert model._ready is not None
+    stages = model._ready[1].stages
     tables = [table for stage in stages for table in (stage.args_recv_info, stage.grad_recv_info)]
     infos = [info for table in tables for found in table.values() for info in found]
     return [info.buffer for info in infos if getattr(info, "buffer", None) is not None]

@@ -276,7 +276,7 @@ class Extraction:
                 size = "x".join(map(str, pixels.video.shape[:3]))
                 reason = str(error).splitlines()[0]
                 raise MindSpeedMMError(
-                    f"out of device memory while encoding a clip of {size} (frames x height x width): {reason}",
+                    f"out of device memory while encoding {size} (frames x height x width): {reason}",
                     where=record.address,
                     fix="set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames",
                 ) from None

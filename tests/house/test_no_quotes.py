@@ -10,7 +10,11 @@ import ast
 import re
 from collections.abc import Iterator
 
+import pytest
+
 from tests.house.test_habits import ROOT, tracked, trees
+
+pytestmark = pytest.mark.medium
 
 WORDS = 3
 ALLOWED = {  # file → strings, and why they stay

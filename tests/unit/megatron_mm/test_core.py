@@ -8,6 +8,8 @@ import torch
 
 from megatron.mm import core
 
+pytestmark = pytest.mark.medium
+
 
 def test_core_leaves_torch_compile_as_it_was() -> None:
     before = torch.compile
@@ -39,7 +41,6 @@ def test_core_compiles_a_function_once_at_its_first_call(monkeypatch: pytest.Mon
     assert compiled == [("double", {}), ("triple", {"dynamic": True})]
 
 
-@pytest.mark.medium
 def test_training_starts_without_the_compiler() -> None:
     code = """
 import sys

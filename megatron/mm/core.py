@@ -33,7 +33,7 @@ def _compile_on_first_call() -> Iterator[None]:
     """Defer `@torch.compile` of functions defined in this context to their first call.
 
     megatron.core decorates fused functions that VACE never calls. Compiling them at import loads
-    torch._dynamo and torch._inductor, which takes half of a rank's startup time.
+    torch._dynamo and torch._inductor, which delays the start of every rank by seconds.
     """
     import torch
 

@@ -53,9 +53,9 @@ class Scheduled:
         self.losses[:] = [loss]
         self.schedule.step(target=torch.arange(self.count), return_outputs=False)
 
-    def loss(self, velocity: Tensor, place: Tensor) -> Tensor:
+    def loss(self, velocity: Tensor, position: Tensor) -> Tensor:
         """Compute the loss. Torch's schedule calls this on the rank of the last stage."""
-        return self.losses[0](velocity, int(place))
+        return self.losses[0](velocity, int(position))
 
 
 def make_schedule(stages: Sequence[Stage], count: int, *, steady: bool) -> Scheduled:

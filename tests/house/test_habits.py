@@ -123,6 +123,21 @@ def test_long_files_have_a_reason() -> None:
     assert {where for where, lines in sizes.items() if lines > MAX_LINES} == set(LONG)
 
 
+def test_only_geometry_computes_with_the_sizes_of_latents() -> None:
+    """Frames to latent frames, 4k+1, and whole tokens: elsewhere these go by LatentGeometry."""
+    formula = re.compile(
+        r"[+-] [13]\) (?://|%|/) 4\b|// 4 \* 4 \+ 1|% 4 [!=]= 1|(?://|%) 16\b|(?:height|width) // 8\b"
+    )
+    found = [
+        f"{where}:{number}: {line.strip()}"
+        for where, _ in trees()
+        if where.startswith("mindspeed_mm/") and where != "mindspeed_mm/geometry.py"
+        for number, line in enumerate((ROOT / where).read_text(encoding="utf-8").splitlines(), 1)
+        if formula.search(line)
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
 def test_the_product_names_no_path_of_one_machine() -> None:
     found = []
     for path in tracked(".py", ".sh", ".json", ".yaml", ".toml", ".md", ".txt", ".cfg"):

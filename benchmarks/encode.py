@@ -236,7 +236,7 @@ def build_extraction(
 
 
 def _ours(extraction: Extraction, records: Sequence[SampleRecord]) -> Seconds:
-    """One round from nothing: no features, no known contents, no remembered grey or captions."""
+    """One round from nothing: no features, no known contents, no remembered gray or captions."""
     shutil.rmtree(extraction.save_path, ignore_errors=True)
     extraction.vae = StreamEncoder(extraction.vae.vae, max_batch=extraction.vae.max_batch)
     extraction.text = PromptCache(extraction.text.text_encoder)

@@ -1,6 +1,6 @@
 """Encodes the clips of a sample.
 
-Each distinct clip is encoded once, clips of equal size share a batch, and constant grey is cached.
+Each distinct clip is encoded once, clips of equal size share a batch, and constant gray is cached.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ class Vae(Protocol):
     def device(self) -> torch.device: ...
 
     def encode(self, video: Tensor, /) -> Tensor:
-        """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalised fp32 latents [B, 16, F, h, w]."""
+        """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalized fp32 latents [B, 16, F, h, w]."""
         ...
 
 
 class StreamEncoder:
     """A VAE wrapper that does not encode the same pixels twice.
 
-    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and cached. The
+    A clip that is zero (mid-gray) everywhere is encoded alone, once for each length and size, and cached. The
     latents are bit-identical with and without the cache. `max_batch` is the maximum number of clips per VAE
     pass, all of one size. It is fixed for a run, so that the latents of a sample depend only on the sample.
     """
 
-    def __init__(self, vae: Vae, *, max_batch: int = 1, max_grey: int = 64) -> None:
+    def __init__(self, vae: Vae, *, max_batch: int = 1, max_gray: int = 64) -> None:
         self.vae = vae
         self.max_batch = max_batch
-        self.max_grey = max_grey
+        self.max_gray = max_gray
         self.encoded = 0  # number of clips that the VAE encoded
         self.requested = 0  # number of clips passed to `encode`
-        self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
+        self._gray: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +55,7 @@ class StreamEncoder:
             if source[index] != index:
                 continue
             if not stream.any():
-                answers[index] = self._grey_latents(stream.shape)
+                answers[index] = self._gray_latents(stream.shape)
             else:
                 pending.append(index)
         for group in self._groups(streams, pending):
@@ -84,14 +84,14 @@ class StreamEncoder:
             for start in range(0, len(members), self.max_batch)
         ]
 
-    def _grey_latents(self, shape: torch.Size) -> Tensor:
-        if shape not in self._grey:
-            self._grey[shape] = self.vae.encode(torch.zeros(1, *shape, device=self.device))[0]
+    def _gray_latents(self, shape: torch.Size) -> Tensor:
+        if shape not in self._gray:
+            self._gray[shape] = self.vae.encode(torch.zeros(1, *shape, device=self.device))[0]
             self.encoded += 1
-            if len(self._grey) > self.max_grey:
-                self._grey.popitem(last=False)
-        self._grey.move_to_end(shape)
-        return self._grey[shape]
+            if len(self._gray) > self.max_gray:
+                self._gray.popitem(last=False)
+        self._gray.move_to_end(shape)
+        return self._gray[shape]
 
 
 def stream_encoder(vae: Vae | StreamEncoder) -> StreamEncoder:

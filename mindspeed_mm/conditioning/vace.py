@@ -19,7 +19,7 @@ from mindspeed_mm.geometry import WAN
 class ContextPlan:
     """The parts of a vace_context that are known before the VAE runs. `mm-inspect` draws them."""
 
-    inactive: Tensor  # [3, T, H, W], pixels to keep; 0 (mid-grey) elsewhere
+    inactive: Tensor  # [3, T, H, W], pixels to keep; 0 (mid-gray) elsewhere
     reactive: Tensor  # [3, T, H, W], pixels to generate; 0 elsewhere
     mask_cells: Tensor  # [64, F, h, w], one channel for each pixel of an 8x8 cell
     mask_frames: tuple[int, ...]  # for each latent frame, the index of the pixel frame that gives its mask

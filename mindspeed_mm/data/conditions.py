@@ -175,7 +175,7 @@ class _Loader:
         return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
 
     def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
-        """Place the source, reduced in size, inside a grey border that the model generates.
+        """Place the source, reduced in size, inside a gray border that the model generates.
 
         Inside the source, its own mask applies.
         """
@@ -187,7 +187,7 @@ class _Loader:
         inner = replace(self, size=(rows, columns))  # shares the list of notes
         target = inner.own_target(inputs.src_video)
         pixels, kept = inner.beside(target, target.reader, inputs.src_mask)
-        video, mask = self.grey()
+        video, mask = self.gray()
         inside = to_tensors(ReadConditions(src_video=pixels, src_mask=kept))
         assert inside.src_video is not None
         video[:, :, y : y + rows, x : x + columns] = inside.src_video
@@ -196,8 +196,8 @@ class _Loader:
         return video, mask
 
     def between(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Place the given frames at the beginning, the end or both; the rest is grey, to be generated."""
-        video, mask = self.grey()
+        """Place the given frames at the beginning, the end or both; the rest is gray, to be generated."""
+        video, mask = self.gray()
         count, total = self.policy.num_frames, 0
         for key, clip in (("first_frame", inputs.first_frame), ("last_frame", inputs.last_frame)):
             if clip is None:
@@ -217,8 +217,8 @@ class _Loader:
             self.notes.append(f"{key}: {len(indices)} frame(s) kept")
         return video, mask
 
-    def grey(self) -> tuple[Tensor, Tensor]:
-        """Return an all-grey src_video and a mask that generates every pixel."""
+    def gray(self) -> tuple[Tensor, Tensor]:
+        """Return an all-gray src_video and a mask that generates every pixel."""
         count = self.policy.num_frames
         return torch.zeros(3, count, *self.size), torch.ones(1, count, *self.size)
 

@@ -92,7 +92,7 @@ class ClipPolicy(Config):
         description="sample the source at fps, or use it frame by frame (default: seconds)",
     )
     soft_mask: bool = Field(
-        default=False, description="keep grey mask values instead of thresholding them at one half"
+        default=False, description="keep gray mask values instead of thresholding them at one half"
     )
     wan_frames: bool = Field(
         default=False,
@@ -159,7 +159,7 @@ class VideoConfig(Config):
         ),
     )
     soft_mask: bool = Field(
-        default=False, description="keep grey mask values instead of thresholding them at one half"
+        default=False, description="keep gray mask values instead of thresholding them at one half"
     )
     vae_stride: tuple[int, int, int] = Field(
         default=(4, 8, 8), description="pixels of one latent cell (time, height, width)"

@@ -20,7 +20,7 @@ from mindspeed_mm.data.images import (
     WHITE,
     Frames,
     are_only_alpha,
-    as_grey,
+    as_gray,
     flatten,
     has_transparency,
     image_traits,
@@ -154,7 +154,7 @@ class AnimationReader:
         else:  # Pillow blended the frame with the previous one, so compare with the colour of index 0
             colours = np.asarray(image.convert("RGB"))
             values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
-        return as_grey(values)
+        return as_gray(values)
 
 
 def check_range(path: Path, count: int, indices: Sequence[int]) -> None:

@@ -77,7 +77,7 @@ def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
 
 
 def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
-    """Read a mask image as grey RGB [H, W, 3], 255 = generate.
+    """Read a mask image as gray RGB [H, W, 3], 255 = generate.
 
     If the palette has colours, its indices are labels: every index except 0 is white. With `by_alpha`, opaque
     pixels are white. Otherwise the value is the brightness, and transparent pixels are black.
@@ -85,16 +85,16 @@ def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
     with open_image(path) as image:
         rotated = ImageOps.exif_transpose(image)
         if is_labels(rotated):
-            return as_grey(np.asarray(rotated) > 0)
+            return as_gray(np.asarray(rotated) > 0)
         if by_alpha:
-            return as_grey(np.asarray(rotated.convert("RGBA"))[..., 3])
+            return as_gray(np.asarray(rotated.convert("RGBA"))[..., 3])
         return flatten(rotated, BLACK)
 
 
-def as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Convert bytes or booleans [H, W] to grey RGB [H, W, 3]."""
-    grey = np.where(values, 255, 0).astype(np.uint8) if values.dtype == bool else values
-    return np.repeat(grey[..., None], 3, axis=-1)
+def as_gray(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Convert bytes or booleans [H, W] to gray RGB [H, W, 3]."""
+    gray = np.where(values, 255, 0).astype(np.uint8) if values.dtype == bool else values
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def _highest_deep_value(path: Path) -> int:
 
 
 def is_labels(image: Image.Image) -> bool:
-    """Return whether a palette image contains labels: its palette has colours other than greys."""
+    """Return whether a palette image contains labels: its palette has colours other than grays."""
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -30,7 +30,7 @@ _COUNTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.
 def check_values(path: Path, name: str, tensor: Tensor) -> None:
     """Raise DataError for an unexpected dtype, NaN, Inf, and values beyond MAX_VALUE.
 
-    Normalised latents are within ±20, masks within 0 and 1, and UMT5 embeddings within a few hundred, so
+    Normalized latents are within ±20, masks within 0 and 1, and UMT5 embeddings within a few hundred, so
     |x| > 1e4 means damage or a different kind of file. Reads the values once, without a copy.
     """
     if tensor.dtype not in _FLOATS:

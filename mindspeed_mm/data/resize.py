@@ -54,11 +54,11 @@ def resize_mask(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
 
     Each pixel takes the value of the nearest source pixel.
     """
-    grey = brightness(frames)
+    gray = brightness(frames)
     rows, columns = _scaled_size(frames, height, width)
-    y = np.arange(rows) * grey.shape[1] // rows
-    x = np.arange(columns) * grey.shape[2] // columns
-    return _centre(grey[:, y][:, :, x], height, width)
+    y = np.arange(rows) * gray.shape[1] // rows
+    x = np.arange(columns) * gray.shape[2] // columns
+    return _centre(gray[:, y][:, :, x], height, width)
 
 
 def binarize(

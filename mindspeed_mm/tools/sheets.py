@@ -38,8 +38,8 @@ class Decoder(Protocol):
 
 
 SHOWN = 8  # images in a row
-_INACTIVE = "what is kept; grey elsewhere"
-_REACTIVE = "what is generated; grey elsewhere"
+_INACTIVE = "what is kept; gray elsewhere"
+_REACTIVE = "what is generated; gray elsewhere"
 _MASK = "white = generate, black = keep"
 # Maximum number of pixels per frame for decoding clips together. Small frames decode faster together, but
 # large ones would need too much memory.
@@ -184,7 +184,7 @@ def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
         ),
     ]
     if sample.src_video is None and sample.src_mask is None:
-        facts.append("no src_video and no mask: inactive and reactive are mid-grey, everything is generated")
+        facts.append("no src_video and no mask: inactive and reactive are mid-gray, everything is generated")
     elif sample.src_mask is None:
         facts.append("no mask: everything is generated")
     elif sample.src_video is None:

@@ -1,4 +1,4 @@
-"""A sample clip for the tiny weights, which were trained on coloured shapes that move on a grey gradient.
+"""A sample clip for the tiny weights, which were trained on coloured shapes that move on a gray gradient.
 
 Does not import torch.
 """

@@ -92,8 +92,8 @@ def test_misplaced_shape_loses_overlap_and_masked_psnr(tmp_path: Path) -> None:
 
 
 def test_an_empty_clip_obeys_no_colour(tmp_path: Path) -> None:
-    grey = np.repeat(world.background(SCENE)[None], world.FRAMES, axis=0).astype(np.uint8)
-    found = scored(tmp_path, grey, "edge")
+    gray = np.repeat(world.background(SCENE)[None], world.FRAMES, axis=0).astype(np.uint8)
+    found = scored(tmp_path, gray, "edge")
     assert not found.colour_obeyed
     assert not found.shape_obeyed
     assert found.iou == 0

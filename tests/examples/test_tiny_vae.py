@@ -49,9 +49,9 @@ def test_initial_vae_encodes_the_last_of_four_frames(
 
 
 def test_at_the_start_colour_goes_through_to_the_latents(vae: AutoencoderKLWan) -> None:
-    grey = torch.zeros(1, 3, 1, 64, 64)
-    red = grey + torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1, 1)  # as bright as grey
-    latents = [vae.encode(clip).latent_dist.mean[..., 4, 4].flatten() for clip in (grey, red)]
+    gray = torch.zeros(1, 3, 1, 64, 64)
+    red = gray + torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1, 1)  # as bright as gray
+    latents = [vae.encode(clip).latent_dist.mean[..., 4, 4].flatten() for clip in (gray, red)]
     assert torch.dist(*latents) > 0.1 * latents[0].norm()
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.medium
 
 WORDS = 3
 ALLOWED = {  # file → strings, and why they stay
-    "tests/distributed/test_kills.py": (1, "the line of a stopped run, which the launcher recognises"),
+    "tests/distributed/test_kills.py": (1, "the line of a stopped run, which the launcher recognizes"),
     "tests/distributed/test_training_job.py": (1, "the name of a folder"),
     "tests/examples/test_outside_package.py": (2, "the name of a folder; a prompt"),
     "tests/examples/test_pipeline_road.py": (1, "the last line of a training, promised by the README"),
@@ -41,7 +41,7 @@ ALLOWED = {  # file → strings, and why they stay
     "tests/unit/tasks/test_summary.py": (1, "lines that the test logs itself"),
     "tests/unit/test_errors.py": (3, "the formatter's own tests"),
     "tests/unit/test_registry.py": (2, "the formatter's own tests"),
-    "tests/unit/tools/test_screen.py": (8, "lines of a log that the launcher recognises or must print"),
+    "tests/unit/tools/test_screen.py": (8, "lines of a log that the launcher recognizes or must print"),
     "tests/unit/training/hooks/test_runner.py": (1, "the address of an error"),
     "tests/unit/training/test_trainer.py": (6, "lines of the training log that tools parse"),
     "tests/unit/ui/test_ui_forms.py": (2, "a summary of the test's own; the label of a field"),

@@ -15,7 +15,7 @@ T, H, W = 17, 48, 64
 
 
 class PlainVae:
-    """diffusers' VAE with Wan's normalisation, written out."""
+    """diffusers' VAE with Wan's normalization, written out."""
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model

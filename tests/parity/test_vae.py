@@ -73,7 +73,7 @@ def per_channel(values):
 
 
 @torch.no_grad()
-def test_latents_are_the_normalised_mode(oracle, official, video):
+def test_latents_are_the_normalized_mode(oracle, official, video):
     mode = oracle.encode(video).latent_dist.mode()
     latents = load_vae(official).encode(video)
     assert latents.shape == (2, 16, 3, 3, 5)
@@ -81,7 +81,7 @@ def test_latents_are_the_normalised_mode(oracle, official, video):
 
 
 @torch.no_grad()
-def test_decoding_denormalises_and_clamps(oracle, official):
+def test_decoding_denormalizes_and_clamps(oracle, official):
     latents = 3 * torch.randn(2, 16, 3, 3, 5, generator=torch.Generator().manual_seed(0))
     theirs = oracle.decode(latents * per_channel(STD) + per_channel(MEAN)).sample
     ours = load_vae(official).decode(latents)

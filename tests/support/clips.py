@@ -19,7 +19,7 @@ BITS = 8
 def numbered(count: int, height: int = 96, width: int = 128, first: int = 0) -> np.ndarray:
     """uint8 [T, H, W, 3].
 
-    The number in eight black or white bars along the top, a grey ramp below, red in the lower left corner.
+    The number in eight black or white bars along the top, a gray ramp below, red in the lower left corner.
     """
     frames = np.empty((count, height, width, 3), np.uint8)
     ramp = np.linspace(40, 200, width).astype(np.uint8)

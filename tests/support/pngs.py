@@ -11,7 +11,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 def png_bytes(
     side: int = 32, *, left_out: int = 0, cut_at: int | None = None, interlaced: bool = False
 ) -> bytes:
-    """A grey-blue RGB picture with right checksums.
+    """A gray-blue RGB picture with right checksums.
 
     `left_out`: rows at the end that are not there. `cut_at`: bytes of the packed pixels that are kept.
     """

@@ -117,8 +117,8 @@ def depth_picture(hits: Hits) -> NDArray[np.uint8]:
     """Inverse depth as estimators write it, near = white, uint8 [H, W, 3]."""
     inverse = 1 / (hits.point[..., 2] - CAMERA[2])
     far, near = 1 / (WALL + 1 - CAMERA[2]), 1 / 3.2
-    grey = np.clip((inverse - far) / (near - far), 0, 1)
-    return np.repeat((grey * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    gray = np.clip((inverse - far) / (near - far), 0, 1)
+    return np.repeat((gray * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def mask_picture(directions: Floats, centre: Floats) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from mindspeed_mm.data.video import open_video
 from mindspeed_mm.files import read_json
 
 TITLES = {
-    "inpaint": "Inpaint: fill the grey box",
+    "inpaint": "Inpaint: fill the gray box",
     "silhouette": "Silhouette: paint the shape",
     "edge": "Edges: paint what they outline",
     "extension": "Extension: continue from the first frame",

@@ -31,15 +31,15 @@ PANELS = {
     "extension": "Continue a clip",
 }
 SHOWN, CELL, GAP, MARGIN, HEAD, FOOT = 3, 100, 6, 24, 36, 30
-PAPER, INK, FAINT, GREY = "#fcfbf9", "#202020", "#707070", 128
+PAPER, INK, FAINT, GRAY = "#fcfbf9", "#202020", "#707070", 128
 
 
 def given_frames(result: GenerationResult, indices: list[int]) -> list[np.ndarray]:
-    """The model's inputs at these frames: masked regions in grey, a reference in place of the first frame."""
+    """The model's inputs at these frames: masked regions in gray, a reference in place of the first frame."""
     rows = {strip.name: list(strip.pictures) for strip in condition_strips(result.conditions, indices)}
     frames = rows["src_video"]
     masks = rows.get("src_mask", [np.zeros_like(frame) for frame in frames])
-    shown = [np.where(mask > 127, np.uint8(GREY), frame) for frame, mask in zip(frames, masks, strict=True)]
+    shown = [np.where(mask > 127, np.uint8(GRAY), frame) for frame, mask in zip(frames, masks, strict=True)]
     return [rows["references"][0], *shown[1:]] if "references" in rows else shown
 
 

@@ -95,7 +95,7 @@ def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
 def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:
     """[T, H, W] mask of the pixels with more than half the chroma of `colour`.
 
-    Greys have no chroma; the pixels of an outline have part of it.
+    Grays have no chroma; the pixels of an outline have part of it.
     """
     return _chroma(frames) > _chroma(np.array(world.PAINTS[colour])) / 2
 

@@ -1,7 +1,7 @@
 """Train the tiny world's VAE from scratch and write it as an official `Wan2.1_VAE.pth`.
 
 The network is a narrower version of diffusers' AutoencoderKLWan. It trains on everything that will be
-encoded later: clips, greyed clips, silhouettes, outlines and reference images. It starts on single
+encoded later: clips, grayed clips, silhouettes, outlines and reference images. It starts on single
 frames, then short clips, then whole ones. Then the encoder is frozen, the latent statistics are measured,
 and the decoder alone is fine-tuned on noisy latents, because a transformer never generates exactly the
 latents that an encoder gives.
@@ -9,8 +9,8 @@ latents that an encoder gives.
 Two choices cut hours to minutes. The network starts as a blur that ignores time (`start_as_a_blur`), so
 whatever it learns from single frames carries over to clips. And the loss on single frames is the squared
 error alone, with a high weight on colour (the differences between red, green and blue). Under an absolute
-error, the first faint colour costs more on the grey that fills most of a picture than it gains on the
-coloured part, and the network stays grey for hundreds of steps.
+error, the first faint colour costs more on the gray that fills most of a picture than it gains on the
+coloured part, and the network stays gray for hundreds of steps.
 
 The first latent frame encodes one frame of pixels, each later one encodes four, and nothing in the
 network makes equal content look equal in both. A small loss term pulls the first latent frame towards the
@@ -349,7 +349,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan, clips: int = 32) -> Statistics:
-    """The statistics that normalise a transformer's latents."""
+    """The statistics that normalize a transformer's latents."""
     device = next(vae.parameters()).device
     pictures = (batch_of(number, 1, world.FRAMES).to(device) for number in range(clips))
     latents = torch.cat([vae.encode(clip).latent_dist.mean for clip in pictures])

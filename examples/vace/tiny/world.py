@@ -1,10 +1,10 @@
 """A small deterministic world of moving shapes, written as real mp4 clips in the guide's dataset layout.
 
-A scene is one coloured shape that moves in a straight line over a grey gradient. It depends on (split, index)
+A scene is one coloured shape that moves in a straight line over a gray gradient. It depends on (split, index)
 only, so two machines write the same dataset. Each VACE condition that needs no neural annotator is a "kind":
 
     plain        no condition                              silhouette   white shape on black, moving
-    inpaint      a moving box is masked and greyed         edge         white outline on black
+    inpaint      a moving box is masked and grayed         edge         white outline on black
     outpaint     all but the middle is masked              extension    all frames but the first are masked
     reference    one image of the shape on white
 
@@ -41,8 +41,8 @@ NEW_COLOURS = {"orange": (244, 124, 24)}  # in no scene by default: for a LoRA t
 PAINTS = {**COLOURS, **NEW_COLOURS}
 SHAPES = ("circle", "bar", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
-TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the grey gradient
-GREY = 128  # value of a masked pixel of src_video: it reveals nothing of the target
+TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the gray gradient
+GRAY = 128  # value of a masked pixel of src_video: it reveals nothing of the target
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _distance(
 
 
 def background(scene: Scene, height: int = SIDE, width: int = SIDE) -> NDArray[np.float32]:
-    """[H, W, 3] grey gradient, 0 … 255."""
+    """[H, W, 3] gray gradient, 0 … 255."""
     low, high = TONES[scene.tone]
     ramp = np.linspace(low, high, height if scene.vertical else width, dtype=np.float32)
     plane = np.broadcast_to(ramp[:, None] if scene.vertical else ramp[None, :], (height, width))
@@ -162,10 +162,10 @@ def condition(scene: Scene, kind: str, video: Pixels, index: int) -> tuple[Pixel
     if kind in ("plain", "reference"):
         return None, None
     if kind == "silhouette":
-        return _grey_image(coverage(scene, frames, height, width)), None
+        return _gray_image(coverage(scene, frames, height, width)), None
     if kind == "edge":
         alpha = coverage(scene, frames, height, width)
-        return _grey_image(np.clip(4 * alpha * (1 - _shrunk(alpha)), 0, 1)), None
+        return _gray_image(np.clip(4 * alpha * (1 - _shrunk(alpha)), 0, 1)), None
     mask = np.zeros((frames, height, width), dtype=bool)
     if kind == "extension":
         mask[1:] = True
@@ -180,7 +180,7 @@ def condition(scene: Scene, kind: str, video: Pixels, index: int) -> tuple[Pixel
             mask[frame, top : int(y + half) + 1, left : int(x + half) + 1] = True
     else:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
-    return np.where(mask[..., None], GREY, video).astype(np.uint8), _grey_image(mask.astype(np.float32))
+    return np.where(mask[..., None], GRAY, video).astype(np.uint8), _gray_image(mask.astype(np.float32))
 
 
 def _shrunk(alpha: Coverage) -> Coverage:
@@ -191,7 +191,7 @@ def _shrunk(alpha: Coverage) -> Coverage:
     return alpha
 
 
-def _grey_image(plane: NDArray[np.float32]) -> Pixels:
+def _gray_image(plane: NDArray[np.float32]) -> Pixels:
     return np.repeat(np.rint(plane * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 

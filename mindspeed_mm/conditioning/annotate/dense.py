@@ -16,8 +16,8 @@ _DEPTH_SIDE, _PATCH = 518, 14  # shorter input side of Depth-Anything, and patch
 _SALIENT_SIDE, _SEGMENT_SIDE = 320, 1024
 
 
-def normalised(frame: Frame, height: int, width: int) -> NDArray[np.float32]:
-    """Scale and normalise a frame for ImageNet networks: [1, 3, height, width]."""
+def normalized(frame: Frame, height: int, width: int) -> NDArray[np.float32]:
+    """Scale and normalize a frame for ImageNet networks: [1, 3, height, width]."""
     cv2 = opencv()
     scaled = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32) / 255
     return np.ascontiguousarray(((scaled - _MEAN) / _STD).transpose(2, 0, 1)[None])
@@ -35,7 +35,7 @@ class Depth:
         scale = _DEPTH_SIDE / min(height, width)
         rows, columns = (max(1, round(side * scale / _PATCH)) * _PATCH for side in (height, width))
         rows, columns = self._network.side(2, rows), self._network.side(3, columns)
-        found = self._network(normalised(frame, rows, columns))[0]
+        found = self._network(normalized(frame, rows, columns))[0]
         return _resized(found.reshape(found.shape[-2:]), height, width)
 
 
@@ -48,7 +48,7 @@ class Salient:
     def __call__(self, frame: Frame) -> Mask:
         """Return a mask that is white on the subject."""
         side = self._network.side(2, _SALIENT_SIDE)
-        found = self._network(normalised(frame, side, side))[0]
+        found = self._network(normalized(frame, side, side))[0]
         values = found.reshape(found.shape[-2:])
         low, high = float(values.min()), float(values.max())
         values = _resized((values - low) / max(high - low, 1e-6), *frame.shape[:2])
@@ -65,7 +65,7 @@ class Segment:
         """Return a mask that is white on the subject in `box`."""
         height, width = frame.shape[:2]
         side = self._encoder.side(2, _SEGMENT_SIDE)
-        encoded = self._encoder(normalised(frame, side, side))
+        encoded = self._encoder(normalized(frame, side, side))
         values: dict[str, NDArray[Any]] = dict(zip(self._encoder.outputs, encoded, strict=True))
         scale = np.array([side / width, side / height], np.float32)
         corners = np.array([[box[:2], box[2:]]], np.float32) * scale

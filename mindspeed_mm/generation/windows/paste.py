@@ -1,6 +1,6 @@
 """Copies the pixels that a mask keeps from the source into the result. No torch.
 
-Under the mask, the source is often plain grey, so it is never blended in. Instead, the difference at the seam
+Under the mask, the source is often plain gray, so it is never blended in. Instead, the difference at the seam
 is added to the generated pixels nearby, fading with distance.
 """
 

@@ -43,7 +43,7 @@ def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = Tr
     """
     if odd := next((name for name in tensors if _UNKNOWN.search(name)), None):
         raise WeightsError(
-            f"is quantised in a form that is not read here: {odd}",
+            f"is quantized in a form that is not read here: {odd}",
             where=str(where),
             fix=_FIX,
         )

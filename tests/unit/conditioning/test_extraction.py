@@ -56,7 +56,7 @@ def test_repeated_row_is_encoded_once_and_listed_twice(tmp_path):
     extraction, done = run(tmp_path / "out", [row, replace(row, row=1, address="data.json[1]")])
     assert [row.fresh for row in done] in ([True, False], [False, True])
     assert done[0].key == done[1].key
-    assert extraction.vae.vae.calls == 2  # the video, and grey
+    assert extraction.vae.vae.calls == 2  # the video, and gray
 
 
 def test_feature_holds_conditioning_and_its_source(tmp_path):
@@ -105,7 +105,7 @@ def test_new_pixel_settings_reuse_prompt_embeddings(tmp_path, change):
     run(tmp_path / "out", rows)
     again, done = run(tmp_path / "out", rows, **change)
     assert again.text.text_encoder.prompts == []
-    assert again.vae.vae.calls == 2 + 1  # both clips, and grey
+    assert again.vae.vae.calls == 2 + 1  # both clips, and gray
     run(tmp_path / "anew", rows, **change)
     now = contents(tmp_path / "out")
     assert all(now[name] == value for name, value in contents(tmp_path / "anew").items())
@@ -139,7 +139,7 @@ def test_latents_that_were_deleted_or_torn_are_made_again(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     extraction, (after,) = run(tmp_path / "out", [replace(rows[0], captions=("another",))])
     assert after.fresh
-    assert extraction.vae.vae.calls == 2  # the video, and grey
+    assert extraction.vae.vae.calls == 2  # the video, and gray
 
 
 def flip(path, name):
@@ -273,7 +273,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path):
     extraction, done = run(tmp_path / "out", write_rows(tmp_path / "rows", 6))
     assert sorted(row.record.row for row in done) == [0, 1, 2, 3, 4, 5]
     assert sum(row.fresh for row in done) == 6 - len(whole)
-    assert extraction.vae.vae.calls == 6 - len(whole) + 1  # and grey
+    assert extraction.vae.vae.calls == 6 - len(whole) + 1  # and gray
     run(tmp_path / "reference", write_rows(tmp_path / "rows", 6))
     finished = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(".")}
     assert finished == contents(tmp_path / "reference")

@@ -21,7 +21,7 @@ T, H, W = 9, 32, 48
 
 
 class MeanVae:
-    """A stand-in VAE: the mean of each cell, and one more so that grey is not zero."""
+    """A stand-in VAE: the mean of each cell, and one more so that gray is not zero."""
 
     device = torch.device("cpu")
 
@@ -150,9 +150,9 @@ def test_a_mask_without_a_source_masks_the_target_video():
     assert torch.equal(found, context(vae, clip(), box_mask()))
 
 
-def test_without_any_condition_everything_is_generated_from_grey():
+def test_without_any_condition_everything_is_generated_from_gray():
     found = encode_features(MeanVae(), sample())[1]
-    assert torch.equal(found[:32], torch.ones_like(found[:32]))  # MeanVae's grey
+    assert torch.equal(found[:32], torch.ones_like(found[:32]))  # MeanVae's gray
     assert torch.equal(found[32:], torch.ones_like(found[32:]))
 
 
@@ -174,15 +174,15 @@ def test_what_does_not_fit_is_refused(changes, facts):
 def test_plain_clips_encode_one_stream_and_control_clips_two():
     encoder = StreamEncoder(MeanVae())
     encode_features(encoder, sample())
-    assert encoder.encoded == 2  # the video, and grey for the first time
+    assert encoder.encoded == 2  # the video, and gray for the first time
     encode_features(encoder, sample(video=clip(7)))
     assert encoder.encoded == 3
     encode_features(encoder, sample(src_video=clip(8)))
-    assert encoder.encoded == 5  # the video and the reactive stream; inactive is grey
+    assert encoder.encoded == 5  # the video and the reactive stream; inactive is gray
     assert encoder.requested == 9
 
 
-def test_cached_grey_has_the_bits_of_encoded_grey():
+def test_cached_gray_has_the_bits_of_encoded_gray():
     cached = StreamEncoder(MeanVae())
     first, second = (encode_features(cached, sample())[1] for _ in range(2))
     fresh = encode_features(StreamEncoder(MeanVae()), sample())[1]
@@ -190,8 +190,8 @@ def test_cached_grey_has_the_bits_of_encoded_grey():
     assert torch.equal(first, fresh)
 
 
-def test_grey_latents_are_cached_by_size_and_bounded():
-    encoder = StreamEncoder(MeanVae(), max_grey=2)
+def test_gray_latents_are_cached_by_size_and_bounded():
+    encoder = StreamEncoder(MeanVae(), max_gray=2)
     for frames in (1, 5, 9, 9, 5):
         encoder.encode([torch.zeros(3, frames, H, W)])
     assert encoder.encoded == 3

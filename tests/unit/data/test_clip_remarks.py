@@ -125,7 +125,7 @@ def test_a_moving_mask_that_is_black_and_opaque_is_black(tmp_path, name):
     assert "by alpha" not in probe(path, mask=True).traits
 
 
-def test_a_grey_gif_mask_is_read_by_its_brightness(tmp_path):
+def test_a_gray_gif_mask_is_read_by_its_brightness(tmp_path):
     path = write_moving(tmp_path / "a.gif", lambda values: Image.fromarray(values * 255))
     clip = open_video(path, mask=True)
     assert np.array_equal(brightness(clip.read([1]))[0], np.roll(HALF, 8, 1) * 255)

@@ -232,11 +232,11 @@ def test_an_opaque_black_mask_is_a_remark_of_the_check(tmp_path):
 
 
 def test_a_mask_without_white_is_a_remark_with_a_count(tmp_path):
-    for name, value in (("grey.png", 127), ("white.png", 255)):
+    for name, value in (("gray.png", 127), ("white.png", 255)):
         Image.new("L", (64, 48), value).save(tmp_path / name)
     write_as(tmp_path / "red.mp4", "libx264", {}, 9)
     report = check_manifest(
-        scan_manifest(rows(tmp_path, ["grey.png", "grey.png", "white.png"])), VideoConfig(), workers=0
+        scan_manifest(rows(tmp_path, ["gray.png", "gray.png", "white.png"])), VideoConfig(), workers=0
     )
     assert re.search(r"\b2 clips with .*\bwhite nowhere\b", report.summary())
     assert not report.notes

@@ -71,7 +71,7 @@ def test_a_palette_of_colours_holds_labels_in_a_mask(tmp_path, half):
     assert read_image(tmp_path / "m.png")[0, -1].tolist() == [128, 0, 0]
 
 
-def test_a_palette_of_greys_is_read_by_brightness(tmp_path, half):
+def test_a_palette_of_grays_is_read_by_brightness(tmp_path, half):
     image = Image.fromarray(half).convert("P")
     image.putpalette([255, 255, 255, 0, 0, 0])  # as packers order it: white first
     image.save(tmp_path / "m.png")

@@ -170,7 +170,7 @@ def test_text_is_wrapped_within_its_width_even_without_spaces(fonts):
         assert "".join("".join(lines).split()) in ("".join(text.split()), "\\u4e00" * 100)
 
 
-def test_masks_are_enlarged_without_grey():
+def test_masks_are_enlarged_without_gray():
     mask = np.zeros((16, 16, 3), np.uint8)
     mask[:, 8:] = 255
     sheet = draw_sheet("t", [Strip(name="mask", pictures=[mask], crisp=True)])

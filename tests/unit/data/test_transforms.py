@@ -95,8 +95,8 @@ def test_a_mask_is_binary_even_after_lossy_video(tmp_path):
     hard = sample_of(video=video, src_mask=mask).src_mask
     assert hard.unique().tolist() == [0, 1]
     assert (hard[0] == torch.from_numpy(soft[..., 0] > 127)).float().mean() > 0.98
-    grey = sample_of(SMALL.model_copy(update={"soft_mask": True}), video=video, src_mask=mask).src_mask
-    assert len(grey.unique()) > 2
+    gray = sample_of(SMALL.model_copy(update={"soft_mask": True}), video=video, src_mask=mask).src_mask
+    assert len(gray.unique()) > 2
 
 
 def test_masks_are_resized_to_the_nearest_pixel():

@@ -57,12 +57,12 @@ def test_one_boundary_parts_the_experts_without_gap_or_overlap():
 
 
 @pytest.mark.parametrize(("expert", "mean"), [("high", 0.342), ("low", 1.470)])
-def test_the_bell_is_unfair_to_the_high_expert_unless_normalised(expert, mean):
+def test_the_bell_is_unfair_to_the_high_expert_unless_normalized(expert, mean):
     config = ScheduleConfig(expert=expert)
     span = slice(config.places.start, config.places.stop)
     assert build_schedule(config).weights[span].mean() == pytest.approx(mean, abs=5e-4)
-    normalised = build_schedule(ScheduleConfig(expert=expert, normalize_per_expert=True))
-    assert normalised.weights[span].mean() == pytest.approx(1, abs=1e-5)
+    normalized = build_schedule(ScheduleConfig(expert=expert, normalize_per_expert=True))
+    assert normalized.weights[span].mean() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_short_clip_is_filled_on_request(policy, last):
     assert any("9 frames" in note for note in found.notes)
 
 
-def test_first_and_last_frames_are_kept_and_the_rest_is_grey():
+def test_first_and_last_frames_are_kept_and_the_rest_is_gray():
     found = conditions(Inputs(first_frame=Image.fromarray(CLIP[0]), last_frame=CLIP[7:9]))
     whole = conditions(Inputs(src_video=CLIP)).src_video
     torch.testing.assert_close(found.src_video[:, [0, 7, 8]], whole[:, [0, 7, 8]])
@@ -188,8 +188,8 @@ def test_outpainting_keeps_the_middle():
 
 
 def test_a_soft_mask_stays_soft_on_request():
-    grey = np.full((9, 32, 48), 100, np.uint8)
-    inputs = Inputs(src_video=CLIP, src_mask=grey)
+    gray = np.full((9, 32, 48), 100, np.uint8)
+    inputs = Inputs(src_video=CLIP, src_mask=gray)
     assert conditions(inputs).src_mask.max() == 0
     torch.testing.assert_close(
         conditions(inputs, soft_mask=True).src_mask, torch.full((1, 9, 32, 48), 100 / 255)

@@ -84,7 +84,7 @@ def test_each_window_is_given_the_last_frames_of_the_one_before():
     for given, level in ((second, 50), (third, 90)):
         assert given.src_mask[:, :5].eq(0).all()
         assert given.src_mask[:, 5:].eq(1).all()
-        assert given.src_video[:, 5:].eq(0).all()  # exactly grey
+        assert given.src_video[:, 5:].eq(0).all()  # exactly gray
         assert round(float((given.src_video[0, 4, 0, 0] + 1) * 127.5)) >= level
     np.testing.assert_allclose(
         (second.src_video[:, :5].permute(1, 2, 3, 0).numpy() + 1) * 127.5,

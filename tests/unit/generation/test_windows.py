@@ -203,7 +203,7 @@ def test_feather_closes_a_step_of_brightness_at_the_seam():
     source, made = np.full((32, 32, 3), 120, np.uint8), np.full((32, 32, 3), 150, np.uint8)
     mask = np.zeros((32, 32), np.uint8)
     mask[:, 16:] = 255
-    source[mask > 0] = 128  # grey, as tasks leave it
+    source[mask > 0] = 128  # gray, as tasks leave it
     row = paste_frame(made, source, mask, 9)[16, :, 0].astype(int)
     assert np.abs(np.diff(row)).max() <= 4
     assert row[15] == 120

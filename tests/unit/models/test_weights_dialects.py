@@ -336,7 +336,7 @@ def test_a_diffusers_a14b_root_names_both_experts(tmp_path: Path, weights: Weigh
         "lora_unet__blocks_0_self_attn_q.lora_down.weight",
     ],
 )
-def test_a_lora_is_recognised_and_refused_with_a_hint(tmp_path: Path, name: str) -> None:
+def test_a_lora_is_recognized_and_refused_with_a_hint(tmp_path: Path, name: str) -> None:
     save_file({name: torch.ones(4, 4)}, tmp_path / "lora.safetensors")
     error = refused(tmp_path / "lora.safetensors", "LoRA (1 adapter weights", name)
     assert "merge_lora" in error.fix

@@ -259,7 +259,7 @@ def test_sigterm_finishes_the_current_clip(root, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     extraction = make_extraction(out)
     extract(job, Clips(rows), extraction, Ranks(0, 1))
-    assert extraction.vae.vae.calls == 3 + 1  # three clips, and grey
+    assert extraction.vae.vae.calls == 3 + 1  # three clips, and gray
     assert len((out / "data.jsonl").read_text().splitlines()) == 5
 
 

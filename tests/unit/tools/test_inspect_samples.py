@@ -201,7 +201,7 @@ def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path,
 
 
 class CountingDecoder:
-    """Grey of the latents' mean; counts what it is given."""
+    """Gray of the latents' mean; counts what it is given."""
 
     device = torch.device("cpu")
 
@@ -211,8 +211,8 @@ class CountingDecoder:
     def decode(self, latents):
         self.given.append(tuple(latents.shape))
         frames = 4 * (latents.shape[2] - 1) + 1
-        grey = latents.mean(dim=(1, 2, 3, 4)).tanh()
-        return grey[:, None, None, None, None].expand(
+        gray = latents.mean(dim=(1, 2, 3, 4)).tanh()
+        return gray[:, None, None, None, None].expand(
             -1, 3, frames, 8 * latents.shape[3], 8 * latents.shape[4]
         )
 

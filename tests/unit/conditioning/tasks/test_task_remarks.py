@@ -30,7 +30,7 @@ BOX[8:32, 8:40] = 255
 MASKS = {
     "box": BOX,
     "nowhere": np.zeros(SIZE, np.uint8),
-    "grey": BOX // 2,
+    "gray": BOX // 2,
     "everywhere": np.full(SIZE, 255, np.uint8),
     "zero_one": BOX // 255,
 }
@@ -70,7 +70,7 @@ def test_what_is_guessed_of_an_image_is_a_note(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "where"), [("nowhere", "nowhere"), ("grey", "nowhere"), ("everywhere",) * 2]
+    ("mask", "where"), [("nowhere", "nowhere"), ("gray", "nowhere"), ("everywhere",) * 2]
 )
 def test_a_task_mask_that_says_nothing_is_a_note(folder: Path, mask: str, where: str) -> None:
     assert inpainted(folder, "box").notes == ()

@@ -143,7 +143,7 @@ def check_manifest(
     """Open every clip, image and mask of the records, many in parallel.
 
     A file that takes longer than `timeout` seconds is bad. `workers=0` opens the files in this process,
-    without a timeout. `memory` is a folder that caches the results of good files by size and time stamp. A
+    without a timeout. `memory` is a folder that caches the results of good files by size and timestamp. A
     cached file is opened again only after either has changed.
     """
     if not isinstance(manifest, Manifest):
@@ -180,7 +180,7 @@ def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
     """Return notes on facts that matter only if all rows share them."""
     masked = [fact for fact in facts if any("mask" in name for name in fact.conditions)]
     if masked and all(fact.blank_mask == "everywhere" for fact in masked):
-        return ["every mask is white everywhere: nothing of src_video is kept; black = keep"]
+        return ["every mask is white everywhere: no pixel of src_video is kept; black = keep"]
     return []
 
 
@@ -195,7 +195,7 @@ def _lookup_facts(records: Sequence[SampleRecord], index: ClipIndex) -> list[Row
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
-    """Yield `rows` and log the progress, because many clips on slow storage take long."""
+    """Yield `rows` and log the progress, because checking many clips on slow storage takes long."""
     with Progress("checking", count, "clip") as progress:
         for row in rows:
             progress.step()

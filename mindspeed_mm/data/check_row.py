@@ -135,7 +135,7 @@ def _blank(mask: ClipInfo | None, config: VideoConfig) -> str:
 
 
 def _traits_of(infos: Sequence[ClipInfo | None]) -> list[str]:
-    """Return remarks on what is ignored or assumed about a row's files, without repeats."""
+    """Return remarks on how a row's files are read, without duplicates."""
     return remarks_on(dict.fromkeys(trait for info in infos if info is not None for trait in info.traits))
 
 
@@ -153,15 +153,16 @@ def _remarks_on(
     remarks = []
     if _blank(mask, config) == "nowhere":
         remarks.append(
-            "a mask that is white nowhere: nothing is generated, the branch learns to copy; white = generate"
+            "a mask that is white nowhere: nothing is generated, so the branch only learns to copy; "
+            "white = generate"
         )
     if video.variable:
-        remarks.append("a variable frame rate: frames are taken by their time")
+        remarks.append("a variable frame rate: frames are selected by time")
     if video.timed and video.fps < 0.95 * config.train_fps:
-        remarks.append(f"fewer frames a second than train_fps {config.train_fps:g}: frames are repeated")
+        remarks.append(f"a frame rate below train_fps {config.train_fps:g}: frames are repeated")
     for name, other in (("src_video", source), ("mask", mask)):
         if other is not None and abs(other.width / other.height / (video.width / video.height) - 1) > 0.02:
-            remarks.append(f"a {name} of another aspect than the video: its edges are cut differently")
+            remarks.append(f"a {name} whose aspect ratio differs from the video: it is cropped differently")
     return remarks
 
 

@@ -40,10 +40,10 @@ Conditions = sample.Conditions[Tensor, Tensor]
 # Clips are uint8 [T, H, W, 3] and masks uint8 [T, H, W]. fp32 tensors already have the form of Conditions.
 ReadConditions = sample.Conditions[Any, Tensor]
 _CHANGED = {
-    "trim": "its first {n} frames are used",
-    "pad": "its last frame is repeated up to {n} frames",
-    "resample": "{n} frames are spread over all of it",
-    "keep_last": "{n} frames are spread over all of it (wan_frames)",
+    "trim": "the first {n} frames are used",
+    "pad": "the last frame is repeated to make {n} frames",
+    "resample": "{n} frames are sampled evenly from the whole clip",
+    "keep_last": "{n} frames are sampled evenly from the whole clip (wan_frames)",
 }
 
 
@@ -192,7 +192,7 @@ class _Loader:
         assert inside.src_video is not None
         video[:, :, y : y + rows, x : x + columns] = inside.src_video
         mask[:, :, y : y + rows, x : x + columns] = 0 if inside.src_mask is None else inside.src_mask
-        self.notes.append(f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {width}x{height}")
+        self.notes.append(f"outpaint: the source is at {columns}x{rows}+{x}+{y} of {width}x{height}")
         return video, mask
 
     def between(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,7 @@ class _Loader:
         count, is_timed = len(chosen.indices), source.timed and policy.timing == "seconds"
         if count != policy.num_frames:
             raise DataError(
-                f"wan_frames makes a video of {count} frames of it, num_frames is {policy.num_frames}",
+                f"wan_frames selects {count} frames, but num_frames is {policy.num_frames}",
                 where=what,
                 fix=f"set num_frames to {count}",
             )

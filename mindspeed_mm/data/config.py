@@ -59,7 +59,7 @@ class FeatureRow(Config):
         default=None, description="number of references, which come first; null = read from the file"
     )
     task: str | None = Field(
-        default=None, description="task that made the conditions; the loss is reported per task"
+        default=None, description="task that created the conditions; the loss is reported per task"
     )
 
 
@@ -85,7 +85,7 @@ class ClipPolicy(Config):
     )
     fit: Literal["crop", "reject"] = Field(
         default="crop",
-        description="a source of another size: scale to cover and crop, or reject (default: crop)",
+        description="what to do with a source of another size: scale and crop, or reject (default: crop)",
     )
     timing: Literal["seconds", "frames"] = Field(
         default="seconds",
@@ -154,8 +154,8 @@ class VideoConfig(Config):
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
         default="AvVideo",
         description=(
-            "decoder library; both give the same frames, because PyAV also reads the files that "
-            "decord would read differently"
+            "decoder library; both give the same frames: PyAV also reads the files that decord "
+            "would decode differently"
         ),
     )
     soft_mask: bool = Field(
@@ -167,12 +167,10 @@ class VideoConfig(Config):
     vae_patch_size: tuple[int, int, int] = Field(default=(1, 2, 2), description="latent cells of one token")
     train_pipeline: TrainPipeline | None = Field(
         default=None,
-        description=(
-            "list of transforms in published files; only steps that happen in any case are accepted"
-        ),
+        description=("transforms listed in published files; must be steps that are always performed"),
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "video_processor_type": "there is only VACE's processing",
+        "video_processor_type": "VACE's preprocessing is always used",
         "image_reader_type": "images are read with Pillow",
         "image_processer_type": "references are letterboxed on white",
         "max_height": _ONE_SIZE,
@@ -221,7 +219,7 @@ class TokenizerConfig(Config):
         default=None, description="folder of the tokenizer; null = next to the text encoder"
     )
     model_max_length: int = Field(
-        default=512, gt=0, le=65536, description="tokens of a caption after padding"
+        default=512, gt=0, le=65536, description="number of tokens per caption, including padding"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "autotokenizer_name": "the folder determines the tokenizer",
@@ -296,7 +294,7 @@ class VaceDatasetConfig(Config):
     def _only_one(cls, value: Any) -> Any:
         if isinstance(value, list):
             if len(value) != 1:
-                raise ValueError(f"lists {len(value)} tokenizers; VACE has one text encoder, give one")
+                raise ValueError(f"lists {len(value)} tokenizers; VACE has one text encoder, so give one")
             return value[0]
         return value
 

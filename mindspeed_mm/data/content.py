@@ -1,4 +1,4 @@
-"""Hashes of file contents, cached by size and time stamp so that a second run does not read the files."""
+"""Hashes of file contents, cached by size and timestamp so that a second run does not read the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.text_encoding import split_lines
 
 STATE_FOLDER = "state"  # subfolder of the features with caches of facts about files; may be deleted
 _BLOCK = 1 << 20
-Signature = str  # identifies the state of a file or folder; changes with its size or time stamp
+Signature = str  # identifies the state of a file or folder; changes with its size or timestamp
 
 
 def digest_of(path: Path) -> str:
@@ -32,7 +32,7 @@ def digest_of(path: Path) -> str:
 
 
 def signature_of(path: Path) -> Signature:
-    """Return the size and time stamp of a file, or of everything in a folder. Raises OSError."""
+    """Return the size and timestamp of a file, or of everything in a folder. Raises OSError."""
     if path.is_dir():
         listed = "\n".join(
             f"{file.relative_to(path).as_posix()} {signature_of(file)}" for file in _files(path)

@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".tsv")
 def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table with the keys of a data.json. Raises DataError.
 
-    Empty cells are left out. A cell of src_ref_images is one path or a JSON list of paths. Columns may be
+    Empty cells are omitted. A cell of src_ref_images is one path or a JSON list of paths. Columns may be
     separated by commas, semicolons or tabs.
     """
     for number, cells in _read_table(path):
@@ -33,7 +33,9 @@ def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if key in row:
                 raise DataError(
-                    f"columns {column!r} and {key!r} mean the same", where=f"{path}:{number}", fix="keep one"
+                    f"columns {column!r} and {key!r} have the same meaning",
+                    where=f"{path}:{number}",
+                    fix="keep one",
                 )
             is_list = key == "src_ref_images" and cell.lstrip().startswith("[")
             row[key] = parse_json(cell, f"{path}:{number}:{column}", DataError) if is_list else cell

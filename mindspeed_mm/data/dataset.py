@@ -108,8 +108,8 @@ class FeatureDataset:
     def path(self, index: int) -> Path:
         """Return the file of a row: in the data folder, in its `features` folder, or the path as written."""
         file = self.rows[index]["file"]
-        places = (self.folder / file, self.folder / FEATURE_FOLDER / file, Path(file))
-        return next((place for place in places if os.path.isfile(place)), places[0])  # False for a NUL
+        candidates = (self.folder / file, self.folder / FEATURE_FOLDER / file, Path(file))
+        return next((file for file in candidates if os.path.isfile(file)), candidates[0])  # False for a NUL
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
         """Return (R+F, h, w, R) from the list, or else the file. Samples of equal shape can be stacked."""
@@ -159,8 +159,8 @@ class FeatureDataset:
     @property
     def _null_prompt_path(self) -> Path | None:
         folders = dict.fromkeys((self.folder, self.listing.parent, self.folder.parent))
-        places = (folder / NULL_PROMPT_FILE for folder in folders)
-        return next((path for path in places if os.path.lexists(path)), None)
+        candidates = (folder / NULL_PROMPT_FILE for folder in folders)
+        return next((path for path in candidates if os.path.lexists(path)), None)
 
     def _address(self, index: int) -> str:
         return f"{self.listing.name}[{index}]"
@@ -227,7 +227,7 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
     else:
         rows = [values for _, values in json_lines(text, str(path), DataError)]
     if not rows:
-        raise DataError("lists no features", where=path, fix="extract some first")
+        raise DataError("lists no features", where=path, fix="extract features first")
     for index, row in enumerate(rows):
         _check_row(row, f"{path}[{index}]")
     return rows

@@ -20,7 +20,7 @@ from mindspeed_mm.geometry import WAN
 
 ShortClip = Literal["keep", "pad", "resample", "reject"]
 LongClip = Literal["trim", "resample", "reject"]
-_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
+_SLACK = 1e-3  # seconds; Matroska rounds its timestamps to milliseconds
 _SLIVER = 0.1  # fraction of a frame; a shorter remainder at the end does not count as a frame
 
 
@@ -36,7 +36,7 @@ class Timeline(Protocol):
     @property
     def duration(self) -> float: ...  # end of the last frame in seconds
     @property
-    def timed(self) -> bool: ...  # False for image folders, which have an order but no time stamps
+    def timed(self) -> bool: ...  # False for image folders, which have an order but no timestamps
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
 def choose(video: Timeline, policy: ClipPolicy) -> FrameChoice:
     """Choose the frames of `video` by `policy`.
 
-    An image folder has no time stamps, so each of its images counts as one frame.
+    An image folder has no timestamps, so each of its images counts as one frame.
     """
     timed = video.timed and policy.timing == "seconds"
     times = video.times if timed else [i / policy.fps for i in range(video.num_frames)]
@@ -177,8 +177,8 @@ def frame_at(times: Sequence[float], moment: float) -> int:
 def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
     """Return the height and width at which a clip is used.
 
-    They are multiples of 16, keep the aspect ratio approximately, and have at most `max_hxw` pixels and no
-    more than the clip. Raises DataError for a clip smaller than one token (16 x 16).
+    Both are multiples of 16. The aspect ratio is approximately kept. The area is at most `max_hxw` pixels and
+    at most that of the clip. Raises DataError for a clip smaller than one token (16 x 16).
     """
     side = WAN.token_side
     if height < side or width < side:

@@ -107,7 +107,7 @@ def _ignored_pictures(folder: Path) -> str:
 
 
 class AnimationReader:
-    """Reads an animated PNG or WebP with its time stamps."""
+    """Reads an animated PNG or WebP with its timestamps."""
 
     timed = True
 

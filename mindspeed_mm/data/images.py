@@ -28,15 +28,15 @@ IMAGE_SUFFIXES = frozenset(
 )
 WHITE, BLACK = 255, 0
 _BLANK = {
-    "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
-    "everywhere": "nothing of src_video is kept; black = keep",
+    "nowhere": "all pixels of src_video are kept and nothing is generated; white = generate",
+    "everywhere": "no pixel of src_video is kept; black = keep",
 }
-UNTIMED_FPS = 16.0  # frame rate of image folders, which have no time stamps
+UNTIMED_FPS = 16.0  # frame rate of image folders, which have no timestamps
 PIXELS_VARIABLE = "MINDSPEED_MM_MAX_PIXELS"
 _DEFAULT_PIXELS = 1 << 26  # 8192 x 8192
 _HIGHEST_PIXELS = 178_956_970  # Pillow refuses to open larger images
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-_WITH_PREVIEWS = ("MPO", "HEIF", "HEIC")  # phones append previews and depth maps to the picture
+_WITH_PREVIEWS = ("MPO", "HEIF", "HEIC")  # phones append previews and depth maps to the image
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -197,7 +197,7 @@ def brightness(frames: Frames) -> NDArray[np.uint8]:
 
 
 def reject_zero_one(path: Path | str, highest: int) -> None:
-    """Raise DataError for a mask with values 0 and 1 of 255, or with 8-bit values in a 16-bit file."""
+    """Raise DataError for a mask with values 0 and 1, not 0 and 255, or 8-bit values in a 16-bit file."""
     if highest <= 1 and (deepest := _highest_deep_value(Path(path))):
         raise DataError(
             f"brightest value is {deepest} of 65535 (a 16-bit file), so the mask is black everywhere",

@@ -112,7 +112,7 @@ class RowReader:
         if broken:
             self._bad(
                 "cap",
-                f"{broken[0]!r:.60} contains half of a character (a lone surrogate); write the whole one",
+                f"{broken[0]!r:.60} contains a lone surrogate (half of a character); write the character",
             )
         if not captions or not all(map(_has_text, captions)):
             self._bad(
@@ -175,7 +175,7 @@ class DatasetFolder:
 
 
 def _has_text(caption: str) -> bool:
-    """Return whether `caption` has a visible character, not only white space, control or zero-width ones."""
+    """Return whether `caption` contains a visible character."""
     return any(unicodedata.category(character) not in _INVISIBLE for character in caption)
 
 
@@ -192,7 +192,7 @@ def _real(path: Path) -> str:
 
 
 def missing_files(named: Sequence[NamedFile]) -> list[Problem]:
-    """Return a problem for each missing file. Looks in many threads, because network storage is slow."""
+    """Return a problem for each missing file. Checks in many threads, because network storage is slow."""
     found = map_in_threads(lambda file: _why_missing(file.path), named)
     return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
 

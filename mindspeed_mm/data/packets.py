@@ -53,7 +53,7 @@ def stream_rates(stream: Any) -> list[float]:
 
 
 def is_raw(stream: Any) -> bool:
-    """Return whether the file is a raw codec stream, without a container or time stamps."""
+    """Return whether the file is a raw codec stream, without a container or timestamps."""
     from av.format import Flags
 
     return bool(stream.container.format.flags & Flags.no_timestamps.value)

@@ -32,7 +32,7 @@ def check_rows(path: Path) -> None:
                 found += len(unpacker.decompress(packed, _BLOCK))
                 packed = unpacker.unconsumed_tail
     if found < needed:
-        raise DataError(f"pixels end early: {found} of {needed} bytes", fix="save it again")
+        raise DataError(f"pixel data ends early: {found} of {needed} bytes", fix="save it again")
 
 
 def _unpacked_bytes(width: int, height: int, bits: int, *, interlaced: bool) -> int:

@@ -274,7 +274,7 @@ Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
 
 
 class ClipIndex:
-    """Cache of probe results, keyed by the size and time stamp of each file.
+    """Cache of probe results, keyed by the size and timestamp of each file.
 
     A second check of a dataset does not open files that passed the first one. The cache is a file of JSON
     lines in a folder. Incomplete lines are ignored. If the folder is not writable, nothing is cached on disk.

@@ -98,7 +98,7 @@ def _load(path: Path, verify: bool) -> Any:
         raise
     except Exception:  # torch raises many kinds of errors for an invalid pickle
         raise DataError(
-            "cannot be read as tensors: it is damaged, or contains other objects than tensors",
+            "cannot be read as tensors: it is damaged, or contains objects other than tensors",
             where=path,
             fix=EXTRACT_AGAIN,
         ) from None

@@ -36,7 +36,7 @@ class TrainPipeline(Config):
     """`train_pipeline` of published files.
 
     Accepted if it contains only the steps that are always performed. Other steps raise an error, because
-    VACE's weights were not trained with it.
+    VACE's weights were not trained with them.
     """
 
     video: tuple[Transform, ...] = ()
@@ -61,6 +61,6 @@ def _check_step(stream: str, step: Transform) -> None:
         wanted = known[step.trans_type].get(name)
         if value != wanted:
             raise ValueError(
-                f"{step.trans_type}.{name} is {value!r}, but VACE was trained with {wanted!r}; write that or "
-                "leave it out"
+                f"{step.trans_type}.{name} is {value!r}, but VACE was trained with {wanted!r}; "
+                "use that value or remove the key"
             )

@@ -66,7 +66,7 @@ def binarize(
 ) -> NDArray[np.uint8]:
     """Set mask values above one half to 255 and all others to 0; `soft` keeps them as they are.
 
-    Raises DataError for a mask with values 0 and 1 of 255.
+    Raises DataError for a mask with values 0 and 1 instead of 0 and 255.
     """
     reject_zero_one(path, int(mask.max(initial=0)))
     return mask if soft else np.where(mask > 127, 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Draws contact sheets: one picture that shows what the model sees of a sample.
+"""Draws contact sheets: images that show a sample as the model sees it.
 
 Frames are uint8 arrays. Does not import torch.
 """

@@ -70,7 +70,7 @@ class VideoReader(Protocol):
     fps: float  # the mean rate
     times: list[float]  # start time of each frame, in seconds from the first frame
     duration: float  # end time of the last frame in seconds
-    timed: bool  # False for images, which have an order but no time stamps
+    timed: bool  # False for images, which have an order but no timestamps
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def decord_is_exact(path: Path) -> bool:
 
     decord interpolates chroma differently at odd sizes, above 8 bits, in rotated 4:2:2, and in interlaced
     frames. The first frame reveals interlacing; the container of MPEG-2 may not. After a seek, decord
-    miscounts frames in formats without an index, and where time stamps are missing, repeat or are cut by an
+    miscounts frames in formats without an index, and where timestamps are missing, repeat or are cut by an
     edit list. It also miscounts in open groups of pictures (the default of x265): frames that reference the
     previous group are dropped after a seek, and all later indices shift. decord always reads the first
     stream, does not mirror, and rescales frames of another size.

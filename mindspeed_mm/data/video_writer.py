@@ -32,9 +32,9 @@ def write_video(
     """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
 
     The file is renamed to `path` when it is complete. All formats contain H.264; with `lossless`, .mp4 and
-    .mov contain lossless RGB H.264 and .mkv contains FFV1. `quality` is H.264's CRF: 0 is best, 17 has hardly
-    visible losses, 51 is worst. Unless `lossless`, odd sizes are made even by repeating the last row or
-    column. `comment` is stored in the file's metadata; `read_comment` reads it. Raises DataError.
+    .mov contain lossless RGB H.264 and .mkv contains FFV1. `quality` is H.264's CRF: 0 is best, 17 is
+    visually almost lossless, 51 is worst. Unless `lossless`, odd sizes are made even by repeating the last
+    row or column. `comment` is stored in the file's metadata; `read_comment` reads it. Raises DataError.
     """
     import av
 

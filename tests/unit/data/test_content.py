@@ -1,4 +1,4 @@
-"""Contents of files by hash, remembered while size and time stamp stay."""
+"""Contents of files by hash, remembered while size and timestamp stay."""
 
 import os
 

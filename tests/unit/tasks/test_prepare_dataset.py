@@ -153,7 +153,7 @@ def damage(row: Path, kind: str) -> None:
         clip.unlink()
     elif kind == "cut":
         os.truncate(clip, clip.stat().st_size // 2)
-    elif kind == "flipped":  # with the size and time stamp of before
+    elif kind == "flipped":  # with the size and timestamp of before
         status, content = clip.stat(), bytearray(clip.read_bytes())
         content[len(content) // 2] ^= 1
         clip.write_bytes(content)

@@ -1,5 +1,6 @@
 """Tests that compare with classes which only newer diffusers has are left out without them, aloud."""
 
+import gc
 import os
 import re
 import signal
@@ -10,6 +11,10 @@ from pathlib import Path
 # As tests/run.sh has it, for a pytest of one's own: sums in another order fail bounds that hold for one
 # thread. Before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Importing the tests and what they test leaves a million objects: without this, the collector scans them
+# again and again. It starts when the tests are collected.
+gc.disable()
 
 # A background job or nohup leaves these ignored, for every command that a test starts, too. Tests of signals
 # need them.
@@ -59,6 +64,11 @@ def pytest_ignore_collect(collection_path, config):
     else:
         is_left_out = collection_path.suffix == ".py" and _LEFT_OUT.search(collection_path.read_text("utf-8"))
     return True if is_left_out else None
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 
+from mindspeed_mm.imports import quick_imports
 from mindspeed_mm.log import one_line_errors
 
 
 @one_line_errors
 def main(argv: list[str]) -> None:
     """Watch the server, then import and run the worker."""
-    import torch
+    with quick_imports():
+        import torch
 
-    from mindspeed_mm.serve.worker import main as work
+        from mindspeed_mm.serve.worker import main as work
 
     with torch.no_grad():
         work(argv)

@@ -28,6 +28,7 @@ from mindspeed_mm.evaluation.sources import EvalData
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.evaluation.text import comparison_table, score_table
 from mindspeed_mm.files import format_json, stat_path
+from mindspeed_mm.imports import quick_imports
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
@@ -173,8 +174,9 @@ def _of_encoder(folder: str | None) -> list[Metric]:
     if folder is None:
         return []
     stat_path(folder, WeightsError)
-    from mindspeed_mm.accelerator import Accelerator
-    from mindspeed_mm.evaluation.metrics.encoder import Encoder, encoder_metrics
+    with quick_imports():
+        from mindspeed_mm.accelerator import Accelerator
+        from mindspeed_mm.evaluation.metrics.encoder import Encoder, encoder_metrics
 
     return encoder_metrics(Encoder(Path(folder), Accelerator.detect().device))
 

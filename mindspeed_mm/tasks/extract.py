@@ -15,6 +15,7 @@ from mindspeed_mm.data.content import STATE_FOLDER
 from mindspeed_mm.data.manifest import FAILURES, Manifest, list_problems, scan_manifest, write_failures
 from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.imports import quick_imports
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import PROG, ExtractJob
@@ -47,7 +48,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         return
     with lock_folder(Path(job.save_path), choose="--save-path"):
         manifest = check_clips(job)
-        from mindspeed_mm.accelerator import Accelerator
+        with quick_imports():
+            from mindspeed_mm.accelerator import Accelerator
 
         accelerator = Accelerator.detect()
         if rank() == 0:
@@ -68,7 +70,8 @@ def report_long_captions(job: ExtractJob, manifest: Manifest | None) -> None:
     """Report the captions that the run will truncate. Raises WeightsError if the tokenizer is missing."""
     if manifest is None or rank() != 0:
         return
-    from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
+    with quick_imports():
+        from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
     folder = job.tokenizer_path or find_tokenizer(Path(job.model.text_encoder.from_pretrained))
     Tokenizer(Path(folder), job.text_len).report_long(
@@ -136,7 +139,8 @@ def _enforce_error_budget(job: ExtractJob, manifest: Manifest, problems: Sequenc
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:
     """Load the models, encode this rank's rows, and write the list."""
-    from mindspeed_mm.tasks.extraction import build_dataset, build_extraction, extract, gloo_group
+    with quick_imports():
+        from mindspeed_mm.tasks.extraction import build_dataset, build_extraction, extract, gloo_group
 
     dataset = build_dataset(job, manifest)
     with gloo_group() as ranks:

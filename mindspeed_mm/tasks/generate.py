@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_mm.data.clips import check_av_version
+from mindspeed_mm.imports import quick_imports
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank, world_size
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         return
     folder = Path(job.run.output_path)
     with lock_folder(folder, choose="output_path"):
-        from mindspeed_mm.accelerator import Accelerator
-        from mindspeed_mm.tasks.generate_videos import run
+        with quick_imports():
+            from mindspeed_mm.accelerator import Accelerator
+            from mindspeed_mm.tasks.generate_videos import run
 
         if rank() == 0:
             folders = [folder / video.name for video in job.videos]

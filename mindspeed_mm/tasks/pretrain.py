@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.mm.layout import is_half_written, restore_replaced
+from mindspeed_mm.imports import quick_imports
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, launch_number, local_rank, log_table, one_line_errors, rank
@@ -66,8 +67,9 @@ def join_and_run(job: PretrainJob) -> None:
     """Detect the device, join the other ranks, and train."""
     from datetime import timedelta
 
-    from mindspeed_mm.accelerator import Accelerator
-    from mindspeed_mm.distributed.launch import launch
+    with quick_imports():
+        from mindspeed_mm.accelerator import Accelerator
+        from mindspeed_mm.distributed.launch import launch
 
     accelerator = Accelerator.detect()
     if rank() == 0:
@@ -93,8 +95,9 @@ def log_job(job: PretrainJob) -> None:
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:
     """Build every part and train. Must run inside a process group."""
-    from mindspeed_mm.models.containers.checksums import verifying
-    from mindspeed_mm.tasks.assembly import assemble
+    with quick_imports():
+        from mindspeed_mm.models.containers.checksums import verifying
+        from mindspeed_mm.tasks.assembly import assemble
 
     # All processes of a machine read the same weights, so each verifies its share of the checksums.
     share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))

@@ -26,7 +26,7 @@ SIBLINGS = {
 FLOORS = {
     "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0,
     "processes": 0, "progress": 0, "outputs": 0, "geometry": 0, "limits": 0,
-    "leftovers": 0, "process_ids": 0, "safetensors_header": 0, "text_encoding": 0,
+    "leftovers": 0, "process_ids": 0, "imports": 0, "safetensors_header": 0, "text_encoding": 0,
     "config": 1,
     "accelerator": 2, "ops": 2, "flow": 2,
     "models": 3, "data": 3, "distributed": 3,

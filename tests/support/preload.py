@@ -1,5 +1,6 @@
 """What a rank imports while it trains, imported before it starts: see ranks.py."""
 
+import gc
 from contextlib import suppress
 
 import mindspeed_mm.distributed.pipeline_schedule  # noqa: F401
@@ -9,3 +10,5 @@ core("parallel_state")
 core("optimizer_param_scheduler")
 with suppress(ImportError):
     import torch.utils.tensorboard  # noqa: F401
+
+gc.freeze()  # so that the collector of a rank skips what it inherits

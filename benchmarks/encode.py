@@ -34,11 +34,11 @@ from examples.vace.tiny.checkpoints import make_umt5, make_vae, randomize, write
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Seconds
 from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadTask
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
-from mindspeed_mm.conditioning.writing import Finished
+from mindspeed_mm.conditioning.vace import StreamEncoder
 from mindspeed_mm.data.config import DataSource, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.dataset import VaceDataset
+from mindspeed_mm.data.features import Finished
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord, VideoSample
 from mindspeed_mm.data.transforms import load_sample

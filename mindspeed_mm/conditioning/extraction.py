@@ -18,17 +18,15 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadRow, ReadTask, stored_info
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
-from mindspeed_mm.conditioning.vace import encode_features
-from mindspeed_mm.conditioning.writing import FeatureWriter, Finished
+from mindspeed_mm.conditioning.vace import StreamEncoder, encode_features
 from mindspeed_mm.data.content import (
     STATE_FOLDER,
     ContentIndex,
     PartIndex,
 )
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
-from mindspeed_mm.data.features import read_feature, read_info, read_prompts
+from mindspeed_mm.data.features import FeatureWriter, Finished, read_feature, read_info, read_prompts
 from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord

@@ -1,18 +1,108 @@
-"""Encodes pixels, masks and references to latents and vace_context, for both extraction and generation."""
+"""Encodes pixels, masks and references to latents and vace_context, for both extraction and generation.
+
+Each distinct clip is encoded once, clips of equal size share a batch, and constant gray is cached.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mindspeed_mm.conditioning.streams import StreamEncoder, Vae, stream_encoder
 from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.geometry import WAN
+
+
+class Vae(Protocol):
+    """The VAE interface that conditioning requires."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, video: Tensor, /) -> Tensor:
+        """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalized fp32 latents [B, 16, F, h, w]."""
+        ...
+
+
+class StreamEncoder:
+    """A VAE wrapper that does not encode the same pixels twice.
+
+    A clip that is zero (mid-gray) everywhere is encoded alone, once for each length and size, and cached. The
+    latents are bit-identical with and without the cache. `max_batch` is the maximum number of clips per VAE
+    pass, all of one size. It is fixed for a run, so that the latents of a sample depend only on the sample.
+    """
+
+    def __init__(self, vae: Vae, *, max_batch: int = 1, max_gray: int = 64) -> None:
+        self.vae = vae
+        self.max_batch = max_batch
+        self.max_gray = max_gray
+        self.encoded = 0  # number of clips that the VAE encoded
+        self.requested = 0  # number of clips passed to `encode`
+        self._gray: OrderedDict[torch.Size, Tensor] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the pixels and latents."""
+        return self.vae.device
+
+    def encode(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Encode clips [3, T, H, W] of any sizes to fp32 latents [16, F, h, w], in the same order."""
+        self.requested += len(streams)
+        answers: dict[int, Tensor] = {}
+        pending: list[int] = []
+        source = {index: self._first_equal(streams, index) for index in range(len(streams))}
+        for index, stream in enumerate(streams):
+            if source[index] != index:
+                continue
+            if not stream.any():
+                answers[index] = self._gray_latents(stream.shape)
+            else:
+                pending.append(index)
+        for group in self._groups(streams, pending):
+            encoded = self.vae.encode(torch.stack([streams[index] for index in group]))
+            self.encoded += len(group)
+            answers.update(zip(group, encoded.unbind(0), strict=True))
+        return [answers[source[index]] for index in range(len(streams))]
+
+    def _first_equal(self, streams: Sequence[Tensor], index: int) -> int:
+        """Return the index of the first stream with the same pixels."""
+        for earlier in range(index):
+            if streams[earlier] is streams[index] or (
+                streams[earlier].shape == streams[index].shape
+                and torch.equal(streams[earlier], streams[index])
+            ):
+                return earlier
+        return index
+
+    def _groups(self, streams: Sequence[Tensor], pending: Sequence[int]) -> list[list[int]]:
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index in pending:
+            by_shape.setdefault(streams[index].shape, []).append(index)
+        return [
+            members[start : start + self.max_batch]
+            for members in by_shape.values()
+            for start in range(0, len(members), self.max_batch)
+        ]
+
+    def _gray_latents(self, shape: torch.Size) -> Tensor:
+        if shape not in self._gray:
+            self._gray[shape] = self.vae.encode(torch.zeros(1, *shape, device=self.device))[0]
+            self.encoded += 1
+            if len(self._gray) > self.max_gray:
+                self._gray.popitem(last=False)
+        self._gray.move_to_end(shape)
+        return self._gray[shape]
+
+
+def stream_encoder(vae: Vae | StreamEncoder) -> StreamEncoder:
+    """Return `vae` if it is a StreamEncoder, otherwise wrap it in one with an empty cache."""
+    return vae if isinstance(vae, StreamEncoder) else StreamEncoder(vae)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +153,24 @@ def plan_context(
         mask_cells=fold_mask(mask),
         mask_frames=mask_frames(num_frames),
         references=tuple(reference.to(device, torch.float32) for reference in src_ref_images),
+    )
+
+
+def plan_sample(sample: TensorSample, device: torch.device | str = "cpu") -> ContextPlan:
+    """Split the clip of a dataset row by its mask. A mask without src_video applies to the target video.
+
+    Raises DataError like `plan_context`.
+    """
+    num_frames, height, width = sample.video.shape[1:]
+    is_mask_only = sample.src_video is None and sample.src_mask is not None
+    return plan_context(
+        sample.video if is_mask_only else sample.src_video,
+        sample.src_mask,
+        sample.src_ref_images,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        device=device,
     )
 
 
@@ -130,20 +238,10 @@ def assemble_context(
 def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:
     """Encode one sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w].
 
-    All clips of the sample are passed to the encoder together. A mask without src_video applies to the target
-    video. Raises DataError if sizes disagree.
+    All clips of the sample are passed to the encoder together. Raises DataError if sizes disagree.
     """
     encoder = stream_encoder(vae)
-    num_frames, height, width = sample.video.shape[1:]
-    plan = plan_context(
-        sample.masked,
-        sample.src_mask,
-        sample.src_ref_images,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        device=encoder.device,
-    )
+    plan = plan_sample(sample, encoder.device)
     video = sample.video.to(encoder.device, torch.float32)
     latents, inactive, reactive, *references = encoder.encode([video, *plan.streams])
     return torch.cat([*references, latents], dim=1), assemble_context(

@@ -147,11 +147,6 @@ class VideoSample(Conditions[C, R]):
     gray_is_missing: bool = False  # bytes of 128 under src_mask are exactly 0 as a tensor
     frame_policy: str = ""  # how the frames were chosen: exact, trim, keep, pad, resample
 
-    @property
-    def masked(self) -> C | None:
-        """The clip that the mask splits: src_video, or the video itself if there is only a mask."""
-        return self.video if self.src_video is None and self.src_mask is not None else self.src_video
-
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRecord:

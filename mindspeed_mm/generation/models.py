@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.conditioning.streams import StreamEncoder
+from mindspeed_mm.conditioning.vace import StreamEncoder
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.generation.config import VAE_PLANES, Tiled
 from mindspeed_mm.generation.experts import Experts

@@ -15,21 +15,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed
 from mindspeed_mm.conditioning.reading import FeatureKeys
 from mindspeed_mm.conditioning.recipe import read_recipe
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.synthesis import SynthesizedDataset
 from mindspeed_mm.conditioning.text import PromptCache
-from mindspeed_mm.conditioning.writing import Finished
+from mindspeed_mm.conditioning.vace import StreamEncoder
 from mindspeed_mm.data.content import STATE_FOLDER
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
-from mindspeed_mm.data.features import NULL_PROMPT_FILE, write_null_prompt
+from mindspeed_mm.data.features import NULL_PROMPT_FILE, Finished, write_null_prompt
 from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
 from mindspeed_mm.data.packed import read_header
 from mindspeed_mm.data.registry import DATASETS
@@ -39,8 +36,8 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_json_lines, write_text
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
-from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
-from mindspeed_mm.models.wan.vae import WanVae, load_vae
+from mindspeed_mm.models.umt5.encoder import LazyTextEncoder, TextEncoder, load_text_encoder
+from mindspeed_mm.models.wan.vae import LazyVae, WanVae, load_vae
 from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.registry import resolve
@@ -136,38 +133,6 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
             "settings": json.dumps(keys.pixels, sort_keys=True),
         },
     )
-
-
-class LazyVae:
-    """A VAE that is moved to the device when it encodes its first clip.
-
-    If all clips are already encoded, a run needs only the fingerprint of the VAE.
-    """
-
-    def __init__(self, vae: WanVae, device: torch.device) -> None:
-        self._vae, self._placed = vae, False
-        self.device = device
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Encode like `WanVae.encode`."""
-        if not self._placed:
-            self._vae.to(self.device)
-            self._placed = True
-        return self._vae.encode(video)
-
-
-class LazyTextEncoder:
-    """A text encoder that is moved to the device when it encodes its first caption."""
-
-    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
-        self._encoder, self._device, self._placed = encoder, device, False
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Encode like `TextEncoder.encode`."""
-        if not self._placed:
-            self._encoder.to(self._device)
-            self._placed = True
-        return self._encoder.encode(prompts)
 
 
 def feature_keys(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> FeatureKeys:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from mindspeed_mm.accelerator import DTYPES, Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
 from mindspeed_mm.conditioning.recipe import read_recipe
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.synthesis import load_synthesized
 from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.conditioning.vace import StreamEncoder
 from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.config import VaceDatasetConfig
 from mindspeed_mm.data.content import STATE_FOLDER
@@ -27,9 +27,8 @@ from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, rank, world_size
-from mindspeed_mm.models.umt5.encoder import load_text_encoder
-from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.tasks.extraction import LazyTextEncoder, LazyVae
+from mindspeed_mm.models.umt5.encoder import LazyTextEncoder, load_text_encoder
+from mindspeed_mm.models.wan.vae import LazyVae, load_vae
 from mindspeed_mm.tasks.jobs.model_json import RawModelConfig
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.training.raw_clips import RawBatches, Stream

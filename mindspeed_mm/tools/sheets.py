@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_context
+from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_sample
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.images import image_traits
 from mindspeed_mm.data.manifest import files_of
@@ -48,11 +48,8 @@ _SMALL = 256 * 448
 
 def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
     """Return the sheet of a dataset row as the model sees it."""
-    frames, height, width = sample.video.shape[1:]
-    plan = plan_context(
-        sample.masked, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
-    )
-    shown = spread(frames, SHOWN)
+    plan = plan_sample(sample)
+    shown = spread(sample.video.shape[1], SHOWN)
     labels = [f"frame {sample.frame_indices[i]} · {i / sample.fps:.2f} s" for i in shown]
     strips = [
         Strip(

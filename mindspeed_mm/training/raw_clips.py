@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.conditioning.recipe import Recipe, entries_for, training_draw
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.synthesis import to_synthesis
 from mindspeed_mm.conditioning.text import PromptCache
-from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.conditioning.vace import StreamEncoder, encode_features
 from mindspeed_mm.data.loader import Collate, Draw, RankSampler, SampleOrder
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import Batch, FeatureRecord, SampleRecord

@@ -80,6 +80,20 @@ class TextEncoder:
         return tuple(encoded)
 
 
+class LazyTextEncoder:
+    """A text encoder that is moved to the device when it encodes its first caption."""
+
+    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
+        self._encoder, self._device, self._placed = encoder, device, False
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Encode like `TextEncoder.encode`."""
+        if not self._placed:
+            self._encoder.to(self._device)
+            self._placed = True
+        return self._encoder.encode(prompts)
+
+
 def load_text_encoder(
     path: str | Path,
     tokenizer_path: str | Path | None = None,

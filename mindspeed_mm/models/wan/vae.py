@@ -160,6 +160,24 @@ class WanVae:
         return bool(latents.shape[-2] > small[0] or latents.shape[-1] > small[1])
 
 
+class LazyVae:
+    """A VAE that is moved to the device when it encodes its first clip.
+
+    If all clips are already encoded, a run needs only the fingerprint of the VAE.
+    """
+
+    def __init__(self, vae: WanVae, device: torch.device) -> None:
+        self._vae, self._placed = vae, False
+        self.device = device
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode like `WanVae.encode`."""
+        if not self._placed:
+            self._vae.to(self.device)
+            self._placed = True
+        return self._vae.encode(video)
+
+
 def prefer_onednn(model: AutoencoderKLWan) -> AutoencoderKLWan:
     """Run the causal convolutions in oneDNN on a CPU, and return the model, which can no longer be trained.
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from mindspeed_mm.conditioning.extraction import Failed
-from mindspeed_mm.conditioning.writing import Finished
-from mindspeed_mm.data.features import read_feature, read_info
+from mindspeed_mm.data.features import Finished, read_feature, read_info
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.safetensors_header import read_safetensors_header

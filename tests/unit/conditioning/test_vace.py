@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.vace import (
+    StreamEncoder,
     encode_features,
     encode_vace_context,
     fold_mask,

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
-from mindspeed_mm.conditioning.streams import StreamEncoder
-from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.conditioning.vace import StreamEncoder, encode_features
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.config import ClipRow, FeatureRow
 from mindspeed_mm.data.dataset import FeatureDataset, VaceDataset

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mindspeed_mm.conditioning.recipe import Recipe, parse_recipe, training_draw
-from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.synthesis import load_synthesized
 from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.conditioning.vace import StreamEncoder
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.loader import Collate, Draw
 from mindspeed_mm.data.sample import Batch, SampleRecord

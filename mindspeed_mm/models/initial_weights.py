@@ -12,7 +12,6 @@ from mindspeed_mm.models.source import WeightsSource, init_branch_from_trunk
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.weights import open_named, open_weights, replace_branch
-from mindspeed_mm.registry import resolve
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ def open_initial_weights(predictor: Named) -> InitialWeights:
     """
     spec = MODELS.get(predictor.model_id)
     if spec.initial_weights:
-        start: InitialWeights = resolve(spec.initial_weights)(predictor)
-        return start
+        return spec.open_initial_weights(predictor)
     if predictor.from_pretrained is None:
         return InitialWeights(None, None)
     source = open_named(predictor.from_pretrained, spec.all_key_maps())

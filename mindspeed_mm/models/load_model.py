@@ -18,7 +18,6 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.models.weights import PathLike, open_weights
 from mindspeed_mm.ops.quantized import SCALE, QuantFormat, format_of, quantize_rows, quantized_layers
-from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -29,8 +28,7 @@ def open_model(path: PathLike | Sequence[PathLike], spec: ModelSpec = VACE) -> O
 
     Weights are not read yet. The model of `spec` must be able to generate. Raises WeightsError.
     """
-    opened: OpenedModel = resolve(spec.open)(path)
-    return opened
+    return spec.open_model(path)
 
 
 def open_vace(path: PathLike | Sequence[PathLike]) -> OpenedModel:

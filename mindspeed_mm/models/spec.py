@@ -5,15 +5,21 @@ Code is given as "module:name" strings, and imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, PredictorConfig
 from mindspeed_mm.registry import Registry, resolve
+
+if TYPE_CHECKING:
+    from mindspeed_mm.models.initial_weights import InitialWeights
+    from mindspeed_mm.models.source import OpenedModel
+    from mindspeed_mm.models.wan.flops import Flops
+    from mindspeed_mm.ops.stages import Split
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,32 @@ class ModelSpec:
         """Return name → (out, in) of the linear layers, without torch. Requires `linears`."""
         shapes: Mapping[str, tuple[int, ...]] = resolve(self.linears)(sizes)
         return shapes
+
+    def split_stages(self, model: Any, layers: Sequence[int], stages: Sequence[int]) -> Split:
+        """Return the pipeline stages numbered `stages`; stage i has `layers[i]` layers. Requires `stages`."""
+        split: Split = resolve(self.stages)(model, layers, stages)
+        return split
+
+    def sample_cost(
+        self, predictor: Any, plan: Mapping[str, str], lora: Mapping[str, int]
+    ) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
+        """Return a function from (R+F, h, w, text rows) to the tokens and FLOPs of a sample. Requires `cost`.
+
+        `plan` is the recompute plan, and `lora` maps layers to the number of their LoRA weights.
+        """
+        cost: Callable[[tuple[int, ...]], tuple[int, Flops]]
+        cost = resolve(self.cost)(predictor, plan, *([lora] if lora else []))
+        return cost
+
+    def open_initial_weights(self, predictor: Any) -> InitialWeights:
+        """Open the weights that training starts from. Requires `initial_weights`. Raises WeightsError."""
+        found: InitialWeights = resolve(self.initial_weights)(predictor)
+        return found
+
+    def open_model(self, path: Any) -> OpenedModel:
+        """Open the weights in a folder, a file or a list of parts. Requires `open`. Raises WeightsError."""
+        opened: OpenedModel = resolve(self.open)(path)
+        return opened
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")

@@ -27,7 +27,6 @@ from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.wan.flops import Flops
 from mindspeed_mm.models.wan.stages import even_layers, stage_layers
-from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.training_data import build_loader
 from mindspeed_mm.tasks.training_hooks import build_hooks
@@ -163,7 +162,4 @@ def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]
     whole = whole_model(model)
     names = [name for name, _ in whole.named_modules() if name]
     plan = recompute_plan(names, spec.units, job.fsdp2, job.parallel)
-    lora = lora_sizes(whole)
-    more = (lora,) if lora else ()
-    cost: Callable[[tuple[int, ...]], tuple[int, Flops]] = resolve(spec.cost)(job.predictor, plan, *more)
-    return cost
+    return spec.sample_cost(job.predictor, plan, lora_sizes(whole))

@@ -34,7 +34,6 @@ from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.ops.quantized import SCALE, fill_scale, quantized_layers
-from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
 # official name → the whole tensor, which is lazy, so that slicing reads only the slice
@@ -94,7 +93,7 @@ def build_model(
         )
     if whole is not None:
         mine = range(mesh.pp_rank, len(layers), mesh.pp_size)
-        split = resolve(spec.stages)(model, layers, mine)
+        split = spec.split_stages(model, layers, mine)
         pipeline = Pipeline(split, whole, mesh, parallel.pipeline_schedule, accelerator.device)
         pipeline.config = model.config
         for part in pipeline.parts():

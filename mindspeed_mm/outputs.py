@@ -151,13 +151,13 @@ def _nearest(path: Path, where: str) -> Path:
 
     Raises ConfigError if a file is in the way.
     """
-    for place in (path, *path.absolute().parents):
+    for folder in (path, *path.absolute().parents):
         try:
-            mode = os.stat(place).st_mode
+            mode = os.stat(folder).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            if place.is_symlink():
+            if folder.is_symlink():
                 raise ConfigError(
-                    f"{place} is a link to {os.readlink(place)}, which does not exist",
+                    f"{folder} is a link to {os.readlink(folder)}, which does not exist",
                     where=f"{where}: {path}",
                     fix="choose another",
                 ) from None
@@ -169,19 +169,19 @@ def _nearest(path: Path, where: str) -> Path:
                 error.strerror or str(error), where=f"{where}: {display_path(path)}", fix="choose another"
             ) from None
         if not stat.S_ISDIR(mode):
-            what = "is" if place == path else f"{place} is"
+            what = "is" if folder == path else f"{folder} is"
             raise ConfigError(
                 f"{what} a file", where=f"{where}: {path}", expected="a folder", fix="choose another"
             )
-        return place
+        return folder
     return Path("/")
 
 
-def _check_names(text: str, place: Path, where: str) -> None:
-    """Check the lengths of the names in a path against the limit of the file system of `place`."""
+def _check_names(text: str, folder: Path, where: str) -> None:
+    """Check the lengths of the names in a path against the limit of the file system of `folder`."""
     longest = NAME_BYTES
     with suppress(OSError, ValueError):
-        longest = os.pathconf(place, "PC_NAME_MAX")
+        longest = os.pathconf(folder, "PC_NAME_MAX")
     for part in Path(text).parts:
         size = len(os.fsencode(part))
         if size > longest and part != os.sep:

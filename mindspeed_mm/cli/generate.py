@@ -16,9 +16,9 @@ SERVER = "--server"
 
 def parser() -> FlagParser:
     """Build the parser with the flags of the job and of the place where it runs."""
-    made = job_parser(PROG)
-    made.add_argument(SERVER, metavar="URL", help="let a vace serve make the videos; its weights are used")
-    return made
+    parser = job_parser(PROG)
+    parser.add_argument(SERVER, metavar="URL", help="let a vace serve make the videos; its weights are used")
+    return parser
 
 
 def run(argv: Sequence[str]) -> None:
@@ -29,10 +29,10 @@ def run(argv: Sequence[str]) -> None:
     if SERVER not in words:
         main(argv, PROG)
         return
-    place = words.index(SERVER)
+    index = words.index(SERVER)
     from mindspeed_mm.serve.client import main as send
 
-    send([*words[:place], *words[place + 2 :]], words[place + 1], PROG)
+    send([*words[:index], *words[index + 2 :]], words[index + 1], PROG)
 
 
 COMMAND = Command(

@@ -224,8 +224,8 @@ def entries_for(recipe: Recipe, clip: str) -> tuple[str, ...]:
 
 def _pick(weights: Mapping[str, float], generator: np.random.Generator) -> str:
     names, ends = list(weights), np.cumsum(list(weights.values()))
-    place = int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
-    return names[min(place, len(names) - 1)]
+    index = int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
+    return names[min(index, len(names) - 1)]
 
 
 def _draw(name: str, entry: RecipeTask, generator: np.random.Generator, own_seed: int | None = None) -> Draw:

@@ -85,12 +85,12 @@ def _jpeg_size(head: bytes) -> bytes | None:
 
 def _vp9_size(head: bytes) -> bytes | None:
     """Return width and height from the uncompressed header of a key frame, as bytes."""
-    bits, place = int.from_bytes(head[:16].ljust(16, b"\0"), "big"), 0
+    bits, position = int.from_bytes(head[:16].ljust(16, b"\0"), "big"), 0
 
     def take(count: int) -> int:
-        nonlocal place
-        place += count
-        return bits >> (128 - place) & ((1 << count) - 1)
+        nonlocal position
+        position += count
+        return bits >> (128 - position) & ((1 << count) - 1)
 
     marker, low, high = take(2), take(1), take(1)
     profile = low + 2 * high
@@ -107,20 +107,20 @@ def _vp9_size(head: bytes) -> bytes | None:
 
 def _av1_size(head: bytes) -> bytes | None:
     """Return the sequence header, or None if none precedes the frame data."""
-    place = 0
-    while place < len(head) and head[place] & 2:  # the unit contains its length
-        kind, place = head[place] >> 3 & 15, place + 1 + (head[place] >> 2 & 1)
+    offset = 0
+    while offset < len(head) and head[offset] & 2:  # the unit contains its length
+        kind, offset = head[offset] >> 3 & 15, offset + 1 + (head[offset] >> 2 & 1)
         length = shift = 0
-        while place < len(head):
-            byte = head[place]
-            length, shift, place = length | (byte & 127) << shift, shift + 7, place + 1
+        while offset < len(head):
+            byte = head[offset]
+            length, shift, offset = length | (byte & 127) << shift, shift + 7, offset + 1
             if byte < 128:
                 break
         if kind == 1:
-            return head[place : place + length]
+            return head[offset : offset + length]
         if kind in (3, 6):
             return None
-        place += length
+        offset += length
     return None
 
 
@@ -133,8 +133,8 @@ def _size_part(codec: str, unit: bytes) -> bytes:
 
 def _prefix_length(codec: str, extradata: bytes) -> int:
     """Return the size in bytes of the length before each unit in MP4 and Matroska; 0 = start codes."""
-    place = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
-    return (extradata[place] & 3) + 1 if extradata[:1] == b"\1" and place < len(extradata) else 0
+    offset = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
+    return (extradata[offset] & 3) + 1 if extradata[:1] == b"\1" and offset < len(extradata) else 0
 
 
 def _parameter_sets(codec: str, extradata: bytes) -> Iterator[bytes]:
@@ -149,21 +149,21 @@ def _parameter_sets(codec: str, extradata: bytes) -> Iterator[bytes]:
 
 
 def _hevc_units(extradata: bytes) -> Iterator[bytes]:
-    place = 23
+    offset = 23
     for _ in range(extradata[22] if len(extradata) > 22 else 0):
-        for _ in range(int.from_bytes(extradata[place + 1 : place + 3], "big")):
-            length = int.from_bytes(extradata[place + 3 : place + 5], "big")
-            yield extradata[place + 5 : place + 5 + length]
-            place += 2 + length
-        place += 3
+        for _ in range(int.from_bytes(extradata[offset + 1 : offset + 3], "big")):
+            length = int.from_bytes(extradata[offset + 3 : offset + 5], "big")
+            yield extradata[offset + 5 : offset + 5 + length]
+            offset += 2 + length
+        offset += 3
 
 
 def _prefixed(data: bytes, prefix: int, max_units: int = 1 << 16) -> Iterator[bytes]:
-    place = 0
-    while max_units and place + prefix < len(data):
-        length = int.from_bytes(data[place : place + prefix], "big")
-        yield data[place + prefix : place + prefix + length]
-        place, max_units = place + prefix + length, max_units - 1
+    offset = 0
+    while max_units and offset + prefix < len(data):
+        length = int.from_bytes(data[offset : offset + prefix], "big")
+        yield data[offset + prefix : offset + prefix + length]
+        offset, max_units = offset + prefix + length, max_units - 1
 
 
 def _start_coded(data: bytes) -> Iterator[bytes]:
@@ -208,10 +208,10 @@ def may_end_inside_a_frame(path: Path, program: int) -> bool:
     step, first = (192, 4) if tail[4:5] == tail[196:197] == b"\x47" and tail[188:189] != b"\x47" else (188, 0)
     if len(tail) % step:
         return True
-    for place in range(len(tail) - step + first, -1, -step):
-        if tail[place : place + 1] != b"\x47":
+    for offset in range(len(tail) - step + first, -1, -step):
+        if tail[offset : offset + 1] != b"\x47":
             return True
-        if int.from_bytes(tail[place + 1 : place + 3], "big") & 0x1FFF == program:
-            padded = tail[place + 3] & 0x20 and tail[place + 4] > (7 if tail[place + 5] & 0x10 else 1)
+        if int.from_bytes(tail[offset + 1 : offset + 3], "big") & 0x1FFF == program:
+            padded = tail[offset + 3] & 0x20 and tail[offset + 4] > (7 if tail[offset + 5] & 0x10 else 1)
             return not padded
     return True

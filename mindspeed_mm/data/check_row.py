@@ -81,8 +81,8 @@ def check_row(task: RowTask, config: VideoConfig) -> RowResult:
     if mask is not None and mask.levels is not None:
         _try(record, "src_video_mask", partial(reject_zero_one, mask.path, mask.levels[1]), problems)
     references = [
-        probe_file(f"src_ref_images[{place}]", "picture", path)
-        for place, path in enumerate(record.src_ref_images)
+        probe_file(f"src_ref_images[{index}]", "picture", path)
+        for index, path in enumerate(record.src_ref_images)
     ]
     facts = (
         None

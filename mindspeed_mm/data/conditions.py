@@ -211,9 +211,9 @@ class _Loader:
                     f"gives all {total} of {count} frames; nothing is left to generate",
                     where=f"{key} {source.path}",
                 )
-            place = slice(0, len(indices)) if key == "first_frame" else slice(count - len(indices), None)
-            video[:, place] = to_tensor(read_resized(source, indices, self.size, resize_to_fill))
-            mask[:, place] = 0
+            span = slice(0, len(indices)) if key == "first_frame" else slice(count - len(indices), None)
+            video[:, span] = to_tensor(read_resized(source, indices, self.size, resize_to_fill))
+            mask[:, span] = 0
             self.notes.append(f"{key}: {len(indices)} frame(s) kept")
         return video, mask
 

@@ -119,8 +119,8 @@ class AnimationReader:
         with open_image(path) as image:
             self.width, self.height = image.size
             self._background_label = (image.getpalette("RGB") or [])[:3] if mask and is_labels(image) else []
-            for place in range(getattr(image, "n_frames", 1)):
-                image.seek(place)
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
                 image.load()
                 # Like browsers, never use a duration of 0.
                 durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)

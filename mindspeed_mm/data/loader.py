@@ -92,13 +92,13 @@ class SampleOrder:
     def _groups(self, records: list[int], epoch: int) -> Iterator[tuple[int, ...]]:
         passes: dict[int, list[int]] = {}
         for k in self._cuts(len(records), epoch):
-            places = [
+            cuts = [
                 divmod(k * self.micro_batch_size + row, len(records)) for row in range(self.micro_batch_size)
             ]
-            for number, _ in places:
+            for number, _ in cuts:
                 if number not in passes:
                     passes[number] = self._pass(records, number)
-            yield tuple(passes[number][place] for number, place in places)
+            yield tuple(passes[number][place] for number, place in cuts)
 
     def _pass(self, records: list[int], number: int) -> list[int]:
         order = list(records)

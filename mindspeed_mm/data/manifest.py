@@ -66,8 +66,8 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     for folder, listing in datasets:
         called = str(listing) if same_name else listing.name
         home = DatasetFolder(folder)
-        for place, values in enumerate(_rows(listing, folder)):
-            reader = RowReader(f"{called}[{place}]", row, home, values, problems, notes)
+        for index, values in enumerate(_rows(listing, folder)):
+            reader = RowReader(f"{called}[{index}]", row, home, values, problems, notes)
             found = reader.record()
             records += [] if found is None else [found]
             named += reader.named

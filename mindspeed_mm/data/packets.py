@@ -163,8 +163,8 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
     """
     if table.by_place or last is None:
         flags = _decoded(path, None, table)
-        place = next((i for i, (_, whole) in enumerate(flags) if not whole), len(flags))
-        return place if place < len(table.stamps) and place >= len(flags) - _REORDERED else None
+        first = next((i for i, (_, whole) in enumerate(flags) if not whole), len(flags))
+        return first if first < len(table.stamps) and first >= len(flags) - _REORDERED else None
     key = max((k for k in (table.stamps[i] for i in table.keys) if k is not None and k <= last), default=None)
     for start in (key, None):  # if the seek lands after the key frame, start at the beginning
         whole = {stamp for stamp, is_whole in _decoded(path, start, table) if is_whole}
@@ -233,18 +233,18 @@ def _decoded(path: Path, start: int | None, table: FrameTable) -> list[tuple[int
     return found
 
 
-def _end_before(table: FrameTable, place: int | None) -> FrameTable:
-    if not place:
+def _end_before(table: FrameTable, end: int | None) -> FrameTable:
+    if not end:
         return table
-    keys = [key for key in table.keys if key < place]
-    return replace(table, stamps=table.stamps[:place], times=table.times[:place], keys=keys, cut=True)
+    keys = [key for key in table.keys if key < end]
+    return replace(table, stamps=table.stamps[:end], times=table.times[:end], keys=keys, cut=True)
 
 
 def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped: int) -> FrameTable:
     base = stream.time_base or Fraction(1, 1000)
     if any(stamp is None for _, stamp, _, _ in found):
         rate = next(iter(stream_rates(stream)), ASSUMED_FPS)
-        times = [round(place / rate, 6) for place in range(len(found))]
+        times = [round(index / rate, 6) for index in range(len(found))]
         return FrameTable(
             stamps=[None] * len(found), times=times, keys=[0], last=1 / rate, by_place=True, skipped=skipped
         )
@@ -252,7 +252,7 @@ def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped:
     stamps = [stamp for _, stamp, _, _ in found if stamp is not None]
     parts = [part for part, _, _, _ in found]
     repeated = any(a == b for a, b in pairwise(stamps))
-    keys = [place for place, (_, _, is_key, _) in enumerate(found) if is_key]
+    keys = [index for index, (_, _, is_key, _) in enumerate(found) if is_key]
     return FrameTable(
         stamps=list(stamps),
         times=[
@@ -269,9 +269,9 @@ def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int
     """Return ticks from the first frame. A part whose stamps restart continues after the previous one."""
     ticks: list[int] = []
     shift = -stamps[0]
-    for place, stamp in enumerate(stamps):
-        if place and parts[place] != parts[place - 1]:
-            step = durations[place - 1] or (ticks[-1] - ticks[-2] if place > 1 else 1)
+    for index, stamp in enumerate(stamps):
+        if index and parts[index] != parts[index - 1]:
+            step = durations[index - 1] or (ticks[-1] - ticks[-2] if index > 1 else 1)
             shift = ticks[-1] + step - stamp
         ticks.append(stamp + shift)
     return ticks
@@ -292,16 +292,16 @@ def find_size_change(path: Path, table: FrameTable | None) -> str:
             lambda frame: start is not None and frame.pts != start, decode_frames(container, stream)
         )
         first = None
-        for place, frame in enumerate(frames):
+        for index, frame in enumerate(frames):
             first = first or (frame.width, frame.height)
             if (frame.width, frame.height) != first:
-                return size_change(place, (frame.width, frame.height), first)
+                return size_change(index, (frame.width, frame.height), first)
     return ""
 
 
-def size_change(place: int, found: tuple[int, int], first: tuple[int, int]) -> str:
+def size_change(index: int, found: tuple[int, int], first: tuple[int, int]) -> str:
     """Return the message for a frame whose (width, height) differs from the first frame's."""
     return (
-        f"the picture's size changes: frame {place} is {found[0]}x{found[1]}, frame 0 {first[0]}x{first[1]}; "
+        f"the picture's size changes: frame {index} is {found[0]}x{found[1]}, frame 0 {first[0]}x{first[1]}; "
         "cut the clip there, or encode it again at one size"
     )

@@ -248,7 +248,7 @@ def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
     listed = [entries[i] for i in range(stream.frames)]
     if any(entry.is_discard for entry in listed):
         return None
-    return [(place, entry) for place, entry in enumerate(listed) if entry.is_keyframe]
+    return [(index, entry) for index, entry in enumerate(listed) if entry.is_keyframe]
 
 
 def _check_length(path: Path, stream: Any) -> None:

@@ -146,14 +146,14 @@ class ReadAhead(Generic[Task, Result]):
 
     def _take(self, reader: _Reader, results: dict[int, Any], again: deque[int]) -> None:
         try:
-            answers = reader.pipe.recv()
+            outcomes = reader.pipe.recv()
         except (EOFError, OSError):
             reader.process.join()
             died = f"the process that read it died (exit code {reader.process.exitcode})"
             error = DataError(died, fix="check the file, and lower the number of workers if memory ran out")
             self._give_up(reader, results, again, error)
             return
-        results.update(zip(reader.tickets, answers, strict=True))
+        results.update(zip(reader.tickets, outcomes, strict=True))
         reader.tickets = ()
 
     def _give_up(self, reader: _Reader, results: dict[int, Any], again: deque[int], error: DataError) -> None:

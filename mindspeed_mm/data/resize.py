@@ -32,8 +32,8 @@ def read_resized(reader: VideoReader, indices: Sequence[int], size: Size, resize
     unique = sorted(set(indices))
     parts = [resize(reader.read(unique[i : i + _AT_ONCE]), *size) for i in range(0, len(unique), _AT_ONCE)]
     frames = np.concatenate(parts)
-    place = {index: i for i, index in enumerate(unique)}
-    return frames if list(indices) == unique else frames[[place[index] for index in indices]]
+    position = {index: i for i, index in enumerate(unique)}
+    return frames if list(indices) == unique else frames[[position[index] for index in indices]]
 
 
 def resize_to_fill(frames: Frames, height: int, width: int) -> Frames:

@@ -145,13 +145,13 @@ class _Sheet:
     ) -> int:
         sizes = [self._size(picture) for picture in pictures]
         height = max((size[1] for size in sizes), default=0)
-        for place, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-            x = MARGIN + SIDE + place * (self._cell + GAP)
+        for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+            x = MARGIN + SIDE + index * (self._cell + GAP)
             if image is not None and draw is not None:
                 image.paste(_thumbnail(picture, size, crisp), (x, y))
                 draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), outline=LINE)
-                if place < len(labels):
-                    self._write(draw, self._small, x, y + height + 4, labels[place], self._cell, SOFT)
+                if index < len(labels):
+                    self._write(draw, self._small, x, y + height + 4, labels[index], self._cell, SOFT)
         lines = max((self._small.height(label, self._cell) for label in labels), default=0)
         return y + height + (4 + lines if lines else 0)
 

@@ -94,13 +94,13 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     chosen = choose(video, config.policy)
     size = target_size(video.height, video.width, config.max_hxw)
     target = Target(video, chosen)
-    read = load_conditions(record, config.policy, size, target=target, reader=config.reader)
+    conditions = load_conditions(record, config.policy, size, target=target, reader=config.reader)
     return PixelSample(
         video=read_resized(video, chosen.indices, size, resize_to_fill),
-        src_video=read.src_video,
-        src_mask=read.src_mask,
-        src_ref_images=tuple(reference.numpy() for reference in read.src_ref_images),
-        notes=read.notes,
+        src_video=conditions.src_video,
+        src_mask=conditions.src_mask,
+        src_ref_images=tuple(reference.numpy() for reference in conditions.src_ref_images),
+        notes=conditions.notes,
         captions=record.captions,
         fps=chosen.fps,
         frame_indices=chosen.indices,

@@ -205,7 +205,7 @@ class AvReader:
         try:
             self._open()
             self._table = list_frames(self._container, self._stream)
-            self._places = {stamp: place for place, stamp in enumerate(self._table.stamps)}
+            self._places = {stamp: index for index, stamp in enumerate(self._table.stamps)}
             self.num_frames = len(self._table.stamps)
             self.height = self.width = 0
             frame = self._decode(0)

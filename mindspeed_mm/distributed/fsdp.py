@@ -184,10 +184,10 @@ def _prefetch(model: nn.Module, config: Fsdp2Config) -> None:
     def done(module: nn.Module, _: Any, __: Any) -> None:
         for handle in handles:
             handle.remove()
-        for place, unit in enumerate(order):
-            unit.set_modules_to_forward_prefetch(order[place + 1 : place + 1 + ahead])
+        for index, unit in enumerate(order):
+            unit.set_modules_to_forward_prefetch(order[index + 1 : index + 1 + ahead])
             if behind:
-                unit.set_modules_to_backward_prefetch(order[max(place - behind, 0) : place][::-1])
+                unit.set_modules_to_backward_prefetch(order[max(index - behind, 0) : index][::-1])
 
     for name, unit in fsdp_units(model).items():
         if name and isinstance(unit, nn.Module):

@@ -47,19 +47,19 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
     if listening is None:  # torchrun itself serves the rendezvous
         dist.init_process_group(backend, timeout=timeout, device_id=device)
         return
-    place, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         size,
-        is_master=place == 0,
+        is_master=rank == 0,
         timeout=timeout,
         wait_for_workers=False,
         use_libuv=_libuv_takes_a_socket(torch.__version__),
         master_listen_fd=int(listening) if listening else None,
     )
     dist.init_process_group(
-        backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device
+        backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device
     )
 
 

@@ -97,7 +97,7 @@ class Pipeline(nn.Module):
         """Run one micro-batch through all stages. Returns the fp32 velocity on every rank."""
         batch = MicroBatch(latents, timestep, prompt_embeds, vace_context, context_scale)
         batch = replace(batch, read=tuple(self.reader(timestep, prompt_embeds)))
-        answer: tuple[Tensor, ...] = ()
+        outputs: tuple[Tensor, ...] = ()
         for number in range(self.split.count):
             if number % self.size != self.rank:
                 continue
@@ -109,12 +109,12 @@ class Pipeline(nn.Module):
             stage: Any = self.stages[str(number)]
             stage.feed([batch])
             out = stage(*tokens)
-            answer = out if isinstance(out, tuple) else (out,)
+            outputs = out if isinstance(out, tuple) else (out,)
             if number < self.split.count - 1:
-                for token in answer:
+                for token in outputs:
                     dist.send(token, group=self.group, group_dst=(number + 1) % self.size)
         shape = self.split.output_like(self.split.count - 1, batch)[0]
-        velocity = answer[0].contiguous() if self.rank == self._last else _empty(shape, self.device)
+        velocity = outputs[0].contiguous() if self.rank == self._last else _empty(shape, self.device)
         dist.broadcast(velocity, group=self.group, group_src=self._last)
         return velocity
 
@@ -157,19 +157,19 @@ class Pipeline(nn.Module):
             yield [order[position] for position in positions]
 
     def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
-        answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
+        read_states = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
         # Leaves, because several stages of this rank read them and each runs its own backward.
-        leaves = [tuple(t.detach().requires_grad_(t.requires_grad) for t in answer) for answer in answers]
-        inputs = [replace(batch, read=read) for batch, read in zip(batches, leaves, strict=True)]
+        leaves = [tuple(t.detach().requires_grad_(t.requires_grad) for t in states) for states in read_states]
+        inputs = [replace(batch, read=copies) for batch, copies in zip(batches, leaves, strict=True)]
         for stage in self.stages.values():
             feeding: Any = stage
             feeding.feed(inputs)
         self._schedule(inputs[0], len(inputs)).step(
             lambda velocity, position: loss(velocity, numbers[position]), reduces=last
         )
-        for position, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
-            set_last_micro_batch(self.reader, last and position == len(answers) - 1)
-            pairs = [(a, r.grad) for a, r in zip(answer, read, strict=True) if r.grad is not None]
+        for position, (states, copies) in enumerate(zip(read_states, leaves, strict=True)):
+            set_last_micro_batch(self.reader, last and position == len(read_states) - 1)
+            pairs = [(a, r.grad) for a, r in zip(states, copies, strict=True) if r.grad is not None]
             if pairs:
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
 

@@ -32,22 +32,22 @@ class _Ring(torch.autograd.Function):
     ) -> Tensor:
         ctx.lengths, ctx.group = lengths, group
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        answer: PartialAttention | None = None
+        result: PartialAttention | None = None
         pair = torch.stack((k, v))
         for step in range(size):
             coming = _RingShift(pair, group) if step < size - 1 else None
             length = lengths[(rank - step) % size]
             if length and q.shape[1]:
                 part = attend_part(q, pair[0, :, :length], pair[1, :, :length])
-                answer = part if answer is None else merge(answer, part)
+                result = part if result is None else merge(result, part)
             if coming is not None:
                 pair = coming.wait()
-        if answer is None:  # this rank holds only padding
-            answer = PartialAttention(
+        if result is None:  # this rank holds only padding
+            result = PartialAttention(
                 torch.zeros_like(q, dtype=torch.float32), q.new_zeros(q.shape[:3]).float()
             )
-        out = answer.out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, answer.lse)
+        out = result.out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, result.lse)
         return out
 
     @staticmethod

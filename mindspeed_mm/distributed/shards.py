@@ -21,5 +21,5 @@ def copy_local(parameter: Tensor, whole: Tensor) -> Tensor:
     shape, offset = compute_local_shape_and_global_offset(
         parameter.shape, parameter.device_mesh, parameter.placements
     )
-    place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-    return local(parameter).copy_(whole[place])
+    region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    return local(parameter).copy_(whole[region])

@@ -66,14 +66,14 @@ class ScheduleConfig(Config):
             )
         return self
 
-    def sigma(self, place: int) -> float:
-        """Return the noise level at index `place` of the schedule. It falls from 1 at index 0."""
+    def sigma(self, index: int) -> float:
+        """Return the noise level at index `index` of the schedule. It falls from 1 at index 0."""
         steps = self.num_train_timesteps - (not self.extra_one_step)
-        u = 1.0 - (1.0 - self.sigma_min) * place / steps
+        u = 1.0 - (1.0 - self.sigma_min) * index / steps
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     @property
-    def places(self) -> range:
+    def indices(self) -> range:
         """Indices of the schedule on which this model trains.
 
         The high-noise expert has those with sigma ≥ boundary, and the low-noise expert the others. A single
@@ -83,7 +83,7 @@ class ScheduleConfig(Config):
         if self.role is None:
             low, high = self.old_range
             return range(round(low * n), round(high * n))
-        first_low = sum(self.sigma(place) >= self.boundary for place in range(n))
+        first_low = sum(self.sigma(index) >= self.boundary for index in range(n))
         return range(0, first_low) if self.role == "high" else range(first_low, n)
 
     def boundary_note(self) -> str | None:
@@ -96,14 +96,14 @@ class ScheduleConfig(Config):
         high = self.inferred_expert == "high"
         fraction = self.old_range[1] if high else self.old_range[0]
         key = "max_timestep_boundary" if high else "min_timestep_boundary"
-        ours = self.places.stop if high else self.places.start
+        ours = self.indices.stop if high else self.indices.start
         theirs = round(fraction * self.num_train_timesteps)
         if ours == theirs:
             return None
         return (
             f"diffusion.{key} {fraction} splits the experts at sigma {self.sigma(theirs):.3f}, "
             f"diffusion.boundary at {self.boundary}; boundary decides, in training as in generation "
-            f"({abs(ours - theirs)} places of the schedule would train the wrong expert); say "
+            f"({abs(ours - theirs)} indices of the schedule would train the wrong expert); set "
             "diffusion.expert and diffusion.boundary instead"
         )
 

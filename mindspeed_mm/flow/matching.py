@@ -37,24 +37,25 @@ def sample_flow(
     one schedule for all rows, or one per row.
     """
     schedules = [schedule] * len(latents) if isinstance(schedule, Schedule) else schedule
-    places, noises = [], []
-    for own, index in zip(schedules, sample_index.tolist(), strict=True):
+    positions, noises = [], []
+    for row, index in zip(schedules, sample_index.tolist(), strict=True):
         generator = keyed_generator(seed, index)
-        drawn = torch.randint(len(own.places), (), generator=generator)
-        places.append(own.places[drawn])
+        drawn = torch.randint(len(row.indices), (), generator=generator)
+        positions.append(row.indices[drawn])
         noises.append(torch.randn(latents.shape[1:], generator=generator))
-    return _noised(latents, torch.stack(noises), torch.stack(places), schedules)
+    return _noised(latents, torch.stack(noises), torch.stack(positions), schedules)
 
 
 def sample_flow_at(
-    latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int
+    latents: Tensor, schedule: Schedule, position: int, sample_index: Tensor, seed: int
 ) -> FlowSample:
-    """Like `sample_flow`, but with all rows at index `place` of the schedule."""
+    """Like `sample_flow`, but with all rows at index `position` of the schedule."""
     noises = [
         torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))
         for index in sample_index.tolist()
     ]
-    return _noised(latents, torch.stack(noises), torch.full((len(noises),), place), [schedule] * len(noises))
+    positions = torch.full((len(noises),), position)
+    return _noised(latents, torch.stack(noises), positions, [schedule] * len(noises))
 
 
 def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
@@ -63,12 +64,12 @@ def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Te
     return error.square().mean(dim=(1, 2, 3, 4))
 
 
-def _noised(latents: Tensor, noise: Tensor, places: Tensor, schedules: Sequence[Schedule]) -> FlowSample:
+def _noised(latents: Tensor, noise: Tensor, positions: Tensor, schedules: Sequence[Schedule]) -> FlowSample:
     device = latents.device
     clean, noise = latents.float(), noise.to(device)
 
     def values(name: str) -> Tensor:
-        rows = [getattr(own, name)[place] for own, place in zip(schedules, places, strict=True)]
+        rows = [getattr(s, name)[i] for s, i in zip(schedules, positions, strict=True)]
         return torch.stack(rows).to(device)
 
     sigma = values("sigmas").view(-1, 1, 1, 1, 1)

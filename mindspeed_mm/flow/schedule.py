@@ -20,8 +20,8 @@ class Schedule:
 
     sigmas: Tensor  # [N], falling from 1
     timesteps: Tensor  # [N], N · sigma
-    weights: Tensor  # [N], loss weight of each place
-    places: Tensor  # [n] int64, the places that may be drawn
+    weights: Tensor  # [N], loss weight of each index
+    indices: Tensor  # [n] int64, the indices that may be drawn
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
@@ -32,7 +32,7 @@ def shifted(u: Tensor, shift: float) -> Tensor:
 def training_sigmas(config: ScheduleConfig) -> Tensor:
     """Return the shifted grid, fp32 [N], falling from 1. It is computed in fp64."""
     return torch.tensor(
-        [config.sigma(place) for place in range(config.num_train_timesteps)], dtype=torch.float32
+        [config.sigma(index) for index in range(config.num_train_timesteps)], dtype=torch.float32
     )
 
 
@@ -53,13 +53,13 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
     timesteps = sigmas * config.num_train_timesteps
     bell = config.loss_weighting == "bell"
     weights = bell_weights(timesteps, config.num_train_timesteps) if bell else torch.ones_like(sigmas)
-    span = config.places
+    span = config.indices
     if config.normalize_per_expert and len(span):
         weights = weights / weights[span.start : span.stop].mean()
-    places = torch.tensor([place for place in span if weights[place] > 0], dtype=torch.int64)
-    if not len(places):
+    indices = torch.tensor([index for index in span if weights[index] > 0], dtype=torch.int64)
+    if not len(indices):
         raise ConfigError(
             f"expert {config.role} with boundary {config.boundary} has no timestep to train on",
             where="diffusion",
         )
-    return Schedule(sigmas=sigmas, timesteps=timesteps, weights=weights, places=places)
+    return Schedule(sigmas=sigmas, timesteps=timesteps, weights=weights, indices=indices)

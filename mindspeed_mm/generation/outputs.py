@@ -112,10 +112,10 @@ def write_decoded(
             conditions=conditions,
             settings=settings,
         )
-    said = settings()
-    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in said["seconds"].items())
-    memory = said["peak_memory_gb"]
-    if windows := said.get("windows"):
+    values = settings()
+    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in values["seconds"].items())
+    memory = values["peak_memory_gb"]
+    if windows := values.get("windows"):
         psnr = windows["min_seam_psnr"]
         LOGGER.info(
             "  %s: %d windows; largest drift %.2f in Lab, largest change at a seam %.2f of the usual%s",

@@ -101,9 +101,9 @@ class ContextParallel(SingleProcess):
         """
         if self.layout.halves == 1 or scale == 1 or negative_prompt_embeds is None:
             return super().guide(predict, prompt_embeds, negative_prompt_embeds, scale)
-        own = predict(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
-        conditional, unconditional = velocities = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(velocities, own, group=self.mesh.dp_group)
+        velocity = predict(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
+        conditional, unconditional = velocities = [torch.empty_like(velocity) for _ in range(2)]
+        dist.all_gather(velocities, velocity, group=self.mesh.dp_group)
         return apply_cfg(conditional, unconditional, scale)
 
     def is_shared(self, error: MindSpeedMMError) -> bool:

@@ -191,8 +191,8 @@ def check_space(folder: Path, needed: int) -> None:
 
     Raises DataError.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise DataError(
             f"disk has {free / 1e6:.3g} MB free, but about {needed / 1e6:.3g} MB are needed",

@@ -77,13 +77,13 @@ def _has_flash(q: Tensor) -> bool:
 
 
 def _by_formula(q: Tensor, k: Tensor, v: Tensor) -> PartialAttention:
-    answers = []
+    results = []
     for rows in torch.split(q, _ROWS, 1):
         scores = torch.einsum("bsnk,btnk->bsnt", rows.float(), k.float()) / math.sqrt(q.shape[-1])
         lse = scores.logsumexp(-1)
         weights = (scores - lse[..., None]).exp()
-        answers.append(PartialAttention(torch.einsum("bsnt,btnk->bsnk", weights, v.float()), lse))
-    return PartialAttention(*(torch.cat(parts, 1) for parts in zip(*answers, strict=True)))
+        results.append(PartialAttention(torch.einsum("bsnt,btnk->bsnk", weights, v.float()), lse))
+    return PartialAttention(*(torch.cat(parts, 1) for parts in zip(*results, strict=True)))
 
 
 def _gradients_by_formula(

@@ -106,9 +106,9 @@ class QuantizableLinear(nn.Linear):
 def prepare_8bit_weight(layer: QuantizableLinear, form: QuantFormat) -> None:
     """Prepare a layer for an 8-bit weight, and add the buffer `weight_scale` for its scales."""
     layer.product_dtype = layer.weight.dtype  # type: ignore[assignment]
-    place = torch.empty_like(layer.weight, dtype=STORED[form])
-    layer.weight = nn.Parameter(place, requires_grad=False)
-    scale = torch.empty(layer.out_features, dtype=torch.float32, device=place.device)
+    weight = torch.empty_like(layer.weight, dtype=STORED[form])
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    scale = torch.empty(layer.out_features, dtype=torch.float32, device=weight.device)
     layer.register_buffer(SCALE, scale)
 
 

@@ -161,8 +161,8 @@ def _units(
         found = sizes.setdefault(key, [0] * 8)
         is_rounded = name in quantized
         counts = (whole, local, whole * has, local * has, whole * is_rounded, local * is_rounded)
-        for place, size in enumerate((*counts, 4 * shape[0] * is_rounded)):
-            found[place] += size
+        for index, size in enumerate((*counts, 4 * shape[0] * is_rounded)):
+            found[index] += size
         found[7] = max(found[7], whole * is_rounded * product)
     return [
         Unit(

@@ -67,23 +67,23 @@ class Client:
                     for slot, paths in files.items()
                     for path in paths
                 ]
-                answer = self._send("POST", "/v1/videos", files=parts)
-            if answer.status_code not in (429, 503) or time.monotonic() > until:
-                made: dict[str, Any] = self._checked(answer).json()
-                return made
-            LOGGER.info("%s; trying again", _error_of(answer).get("message", answer.reason))
-            _sleep(min(float(answer.headers.get("retry-after", 10)), 30))
+                response = self._send("POST", "/v1/videos", files=parts)
+            if response.status_code not in (429, 503) or time.monotonic() > until:
+                video: dict[str, Any] = self._checked(response).json()
+                return video
+            LOGGER.info("%s; trying again", _error_of(response).get("message", response.reason))
+            _sleep(min(float(response.headers.get("retry-after", 10)), 30))
 
     def get(self, video_id: str) -> dict[str, Any]:
         """Return the state of a video. Raises LaunchError if the server is unreachable for 5 minutes."""
         until = time.monotonic() + _RETURN
         while True:
             try:
-                answer = self._send("GET", f"/v1/videos/{video_id}")
-                if answer.status_code < 500:
-                    state: dict[str, Any] = self._checked(answer).json()
+                response = self._send("GET", f"/v1/videos/{video_id}")
+                if response.status_code < 500:
+                    state: dict[str, Any] = self._checked(response).json()
                     return state
-                problem = LaunchError(f"answers {answer.status_code}", where=self.base)
+                problem = LaunchError(f"answers {response.status_code}", where=self.base)
             except LaunchError as error:
                 problem = error
             if time.monotonic() > until:
@@ -92,9 +92,9 @@ class Client:
 
     def delete(self, video_id: str) -> None:
         """Cancel and delete a video. An unknown video is not an error. Raises ConfigError and LaunchError."""
-        answer = self._send("DELETE", f"/v1/videos/{video_id}")
-        if answer.status_code != 404:
-            self._checked(answer)
+        response = self._send("DELETE", f"/v1/videos/{video_id}")
+        if response.status_code != 404:
+            self._checked(response)
 
     def list(self, limit: int = 100) -> list[dict[str, Any]]:
         """Return the newest videos."""
@@ -110,11 +110,11 @@ class Client:
 
     def download(self, video_id: str, path: Path, variant: str = "video") -> None:
         """Download the mp4 or another variant, and write it atomically."""
-        answer = self._checked(
+        response = self._checked(
             self._send("GET", f"/v1/videos/{video_id}/content?variant={variant}", stream=True)
         )
-        with answer, atomic_path(path) as draft, draft.open("wb") as written:
-            for block in answer.iter_content(1 << 20):
+        with response, atomic_path(path) as draft, draft.open("wb") as written:
+            for block in response.iter_content(1 << 20):
                 written.write(block)
 
     def _send(self, method: str, path: str, *, files: Any = None, stream: bool = False) -> requests.Response:
@@ -132,17 +132,17 @@ class Client:
                 fix="start it with vace serve",
             ) from None
 
-    def _checked(self, answer: requests.Response) -> requests.Response:
-        if answer.status_code < 300:
-            return answer
-        details = _error_of(answer)
+    def _checked(self, response: requests.Response) -> requests.Response:
+        if response.status_code < 300:
+            return response
+        details = _error_of(response)
         raise ConfigError(
             details.get("problem")
             or details.get("message")
-            or f"answers {answer.status_code} {answer.reason}",
+            or f"answers {response.status_code} {response.reason}",
             where=": ".join(filter(None, [self.base, details.get("where")])),
             expected=details.get("expected", ""),
-            fix=f"set {TOKEN}" if answer.status_code == 401 else details.get("fix", ""),
+            fix=f"set {TOKEN}" if response.status_code == 401 else details.get("fix", ""),
         )
 
 
@@ -256,9 +256,9 @@ def files_of(video: GenerationRequest) -> dict[str, list[Path]]:
     return found
 
 
-def _error_of(answer: requests.Response) -> dict[str, str]:
+def _error_of(response: requests.Response) -> dict[str, str]:
     try:
-        error = answer.json()["error"]
+        error = response.json()["error"]
         return {name: str(text) for name, text in error.items() if text}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -137,8 +137,8 @@ def work(
     files = VideoFiles(models, folder, run_settings(job))
     for video in videos:
         if parallel.is_main:  # once per group of processes that generates this video
-            place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
-            LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
+            counter = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
+            LOGGER.info("%s %s: %s", counter, video.name, _short(video.prompt), extra=on_every_rank())
         generate(
             models,
             video,

@@ -289,16 +289,16 @@ def _with_mask(sample: Sample) -> Any:
     return options.model_copy(update={"mask": str(mask)}) if takes and mask is not None else options
 
 
-def _linked(path: Path, place: Path) -> str:
+def _linked(path: Path, link: Path) -> str:
     """Hard-link a file instead of copying it, and return the name of the link.
 
     Makes a symbolic link to a folder, or if the file system has no hard links.
     """
     try:
-        os.link(path.resolve(), place)
+        os.link(path.resolve(), link)
     except OSError:
-        place.symlink_to(path.resolve())
-    return place.name
+        link.symlink_to(path.resolve())
+    return link.name
 
 
 def _write_sheets(

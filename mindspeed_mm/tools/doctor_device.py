@@ -79,10 +79,10 @@ def _step(accelerator: Accelerator) -> Finding:
     start = time.perf_counter()
     q, k, v = (torch.randn(1, 128, 2, 64, device=device) for _ in range(3))
     parts = [part.bfloat16().requires_grad_() for part in (q, k, v)]
-    answer = attend(*parts)
-    gradients = torch.autograd.grad(answer.float().square().sum(), parts)
+    output = attend(*parts)
+    gradients = torch.autograd.grad(output.float().square().sum(), parts)
     expected = attend_reference(*(part.detach().float().cpu() for part in parts))
-    off = float((answer.detach().float().cpu() - expected).abs().max())
+    off = float((output.detach().float().cpu() - expected).abs().max())
     finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
     seconds = time.perf_counter() - start
     memory = accelerator.total_memory() / 2**30

@@ -95,7 +95,7 @@ def feature_sheet(
     shown = spread(decoded, SHOWN)
     inactive, reactive = context[: WAN.channels], context[WAN.channels : 2 * WAN.channels]
     clips = [clip[:, refs : refs + decoded] for clip in (latents, inactive, reactive)]
-    references = [latents[:, place : place + 1] for place in range(refs)]
+    references = [latents[:, index : index + 1] for index in range(refs)]
     draw = _painted(latents, shown) if vae is None else _decoded(vae, shown)
     how = "colours stand for latents" if vae is None else _decoded_note(decoded, cells)
     masked = mask_frames(WAN.video_frames(cells))
@@ -123,7 +123,7 @@ def feature_sheet(
     if references:
         alone = (_painted(latents, [0]) if vae is None else _decoded(vae, [0]))(references)
         note = f"each encoded alone; {'decoded' if vae else how}"
-        numbers = [f"{place}" for place in range(1, refs + 1)]
+        numbers = [f"{index}" for index in range(1, refs + 1)]
         strips.append(
             Strip(name="references", note=note, pictures=[picture for (picture,) in alone], labels=numbers)
         )

@@ -233,15 +233,15 @@ class Checkpointer:
 
     def _on_first_rank(self, root: Path, work: Any) -> None:
         """Run `work` on rank 0 while the other ranks wait. Raises WeightsError on all ranks if it fails."""
-        answer: list[str] = [""]
+        problem: list[str] = [""]
         if dist.get_rank() == 0:
             try:
                 work()
             except OSError as error:
-                answer = [f"cannot be written: {error.strerror or error}"]
-        dist.broadcast_object_list(answer, src=0)
-        if answer[0]:
-            raise WeightsError(answer[0], where=root, fix="free space or choose another --save")
+                problem = [f"cannot be written: {error.strerror or error}"]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0]:
+            raise WeightsError(problem[0], where=root, fix="free space or choose another --save")
 
 
 def _detach(value: Any) -> Any:

@@ -69,8 +69,8 @@ class IndexReader(FileSystemReader):
             name = item.storage_index.fqn
             if item.type == LoadItemType.BYTE_IO:
                 raise WeightsError("got pickled bytes", where=f"{self._folder}: {name}", expected="a tensor")
-            place = index.storage_data[item.storage_index]
-            found = load_piece(self._folder, place, name, self._checksums)
+            location = index.storage_data[item.storage_index]
+            found = load_piece(self._folder, location, name, self._checksums)
             target = planner.resolve_tensor(item).detach()
             piece = (
                 narrow_tensor_by_index(found, item.storage_offsets, item.lengths)
@@ -80,7 +80,7 @@ class IndexReader(FileSystemReader):
             if piece is None or target.size() != piece.size():
                 raise WeightsError(
                     f"{name} differs from the index",
-                    where=self._folder / place.relative_path,
+                    where=self._folder / location.relative_path,
                     fix="copy it again",
                 )
             target.copy_(piece)
@@ -113,8 +113,8 @@ class ChecksumWriter(FileSystemWriter):
         files: dict[str, dict[int, int]] = {}
         for found in results:
             plain.append([replace(result, storage_data=result.storage_data[0]) for result in found])
-            for place, crc in (result.storage_data for result in found):
-                files.setdefault(place.relative_path, {})[place.offset] = crc
+            for location, crc in (result.storage_data for result in found):
+                files.setdefault(location.relative_path, {})[location.offset] = crc
         super().finish(metadata, plain)
         sums = {
             name: FileSums((self._folder / name).stat().st_size, pieces) for name, pieces in files.items()
@@ -132,8 +132,10 @@ def _with_checksums(folder: Path, results: list[WriteResult]) -> list[WriteResul
     for name, pieces in files.items():
         with open(folder / name, "rb") as file:
             for result in pieces:
-                place = result.storage_data
-                found.append(replace(result, storage_data=(place, crc_of(file, place.offset, place.length))))
+                stored = result.storage_data
+                found.append(
+                    replace(result, storage_data=(stored, crc_of(file, stored.offset, stored.length)))
+                )
     return found
 
 

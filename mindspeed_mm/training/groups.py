@@ -26,8 +26,8 @@ class LossGroups:
     @classmethod
     def of(cls, tasks: Sequence[str], schedule: Schedule) -> LossGroups:
         """Return the groups of one run. Every rank must pass the same tasks."""
-        count = len(schedule.places)
-        inner = [schedule.places[part * count // QUARTERS] for part in range(1, QUARTERS)]
+        count = len(schedule.indices)
+        inner = [schedule.indices[part * count // QUARTERS] for part in range(1, QUARTERS)]
         ends = {float(schedule.timesteps[place]) for place in inner}
         return cls(tuple(tasks), tuple(sorted(ends)), float(len(schedule.timesteps)))
 

@@ -104,7 +104,7 @@ def load_optimizer_state(
         )
     for group in packed["param_groups"]:
         is_muons = "momentum" in group  # Muon groups have no second moment
-        for name in (names[ordered[place]] for place in group["params"]):
+        for name in (names[ordered[index]] for index in group["params"]):
             if name in state and ("exp_avg_sq" in state[name]) == is_muons:
                 raise WeightsError(
                     f"the checkpoint's moments of {name} belong to another optimizer "
@@ -112,8 +112,8 @@ def load_optimizer_state(
                     fix="give --optimizer as before, or add --no-load-optim",
                 )
     packed["state"] = {
-        place: dict(state[names[parameter]])
-        for place, parameter in enumerate(ordered)
+        index: dict(state[names[parameter]])
+        for index, parameter in enumerate(ordered)
         if names[parameter] in state
     }
     for group, step in zip(packed["param_groups"], steps, strict=False):

@@ -26,8 +26,8 @@ LOW, HIGH = "/low", "/high"  # suffixes for the bounds of an interval
 
 def quantile_indices(schedule: Schedule, quantiles: int) -> list[int]:
     """Return the middle schedule index of each of `quantiles` equal parts of the trained schedule."""
-    count = len(schedule.places)
-    return [int(schedule.places[(2 * q + 1) * count // (2 * quantiles)]) for q in range(quantiles)]
+    count = len(schedule.indices)
+    return [int(schedule.indices[(2 * q + 1) * count // (2 * quantiles)]) for q in range(quantiles)]
 
 
 @torch.no_grad()

@@ -59,4 +59,4 @@ def thinned(curve: Curve, max_points: int = _POINTS) -> Curve:
     if len(curve) <= max_points:
         return curve
     step = len(curve) / max_points
-    return [curve[min(len(curve) - 1, math.ceil((place + 1) * step) - 1)] for place in range(max_points)]
+    return [curve[min(len(curve) - 1, math.ceil((index + 1) * step) - 1)] for index in range(max_points)]

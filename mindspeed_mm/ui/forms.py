@@ -85,7 +85,7 @@ def forms() -> Mapping[str, Form]:
     tasks = [task for task in all_tasks() if _is_servable(task)]
     open_ones = {task.run for task in tasks if not task.fixed}
     found += [_form(task) for task in tasks if not (task.fixed and task.run in open_ones)]
-    rank = {name: place for place, name in enumerate(_FIRST)}
+    rank = {name: index for index, name in enumerate(_FIRST)}
     found.sort(key=lambda form: rank.get(form.name, 99))
     return {form.name: form for form in found}
 

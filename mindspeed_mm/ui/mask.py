@@ -110,8 +110,8 @@ def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
         still = resized_edge(mask, painting.grow)
         yield from (still for _ in range(clip.num_frames))
         return
-    before = (clip.reader.read([place])[0] for place in range(at, -1, -1))
-    after = (clip.reader.read([place])[0] for place in range(at, clip.num_frames))
+    before = (clip.reader.read([index])[0] for index in range(at, -1, -1))
+    after = (clip.reader.read([index])[0] for index in range(at, clip.num_frames))
     with Spool() as earlier:
         for _, found in track_mask(before, mask, refine=painting.refine):
             earlier.add(found)

@@ -25,10 +25,10 @@ class QueuePanel:
         self.cancels: list[Any] = []
         with gr.Accordion(words("queue"), open=True, elem_id="queue"):
             self.state = gr.HTML(notice(words("queue_empty")), elem_id="queue-state", padding=False)
-            for place in range(SHOWN):
+            for index in range(SHOWN):
                 with gr.Row(visible=False, elem_classes="job-row") as line:
-                    self.texts.append(gr.HTML(padding=False, elem_id=f"job-{place}"))
-                    self.cancels.append(gr.Button(words("cancel"), size="sm", elem_id=f"cancel-{place}"))
+                    self.texts.append(gr.HTML(padding=False, elem_id=f"job-{index}"))
+                    self.cancels.append(gr.Button(words("cancel"), size="sm", elem_id=f"cancel-{index}"))
                 self.rows.append(line)
         with gr.Accordion(words("result"), open=True, elem_id="result"):
             self.title = gr.HTML(notice(words("no_result")), elem_id="result-title", padding=False)
@@ -94,9 +94,9 @@ class QueuePanel:
         ]
         quiet: dict[str, Any] = {"show_progress": "hidden"}
         self.timer.tick(self.poll, [self.seen, self.done, self.chosen], drawn, **quiet)
-        for place, button in enumerate(self.cancels):
+        for index, button in enumerate(self.cancels):
             button.click(
-                lambda ids, at=place: self.cancel(ids, at), [self.ids], [self.state, self.seen], **quiet
+                lambda ids, at=index: self.cancel(ids, at), [self.ids], [self.state, self.seen], **quiet
             )
         self.gallery.select(self.choose, [self.done], self._result, **quiet)
         self.delete.click(
@@ -136,11 +136,11 @@ class QueuePanel:
         failed = [video for video in videos[:1] if video["status"] == "failed"]
         lines = [*failed, *queue]
         updates: dict[Any, Any] = {self.seen: now, self.ids: [video["id"] for video in lines[:SHOWN]]}
-        for place in range(SHOWN):
-            here = place < len(lines)
-            updates[self.rows[place]] = gr.update(visible=here)
+        for index in range(SHOWN):
+            here = index < len(lines)
+            updates[self.rows[index]] = gr.update(visible=here)
             if here:
-                updates[self.texts[place]] = row(lines[place], self.words)
+                updates[self.texts[index]] = row(lines[index], self.words)
         more = len(lines) - SHOWN
         text = "" if lines else self.words("queue_empty")
         updates[self.state] = notice(self.words("queue_more", {"count": more}) if more > 0 else text)
@@ -179,12 +179,12 @@ class QueuePanel:
         video = known.get(done[place]) if place < len(done) else None
         return {self.chosen: ""} if video is None else self._show(video)
 
-    def cancel(self, ids: list[str], place: int) -> tuple[str, str]:
+    def cancel(self, ids: list[str], index: int) -> tuple[str, str]:
         """Cancel the video in a row."""
-        if place >= len(ids):
+        if index >= len(ids):
             return "", ""
         try:
-            self.service.delete(ids[place])
+            self.service.delete(ids[index])
         except MindSpeedMMError as error:
             return notice(str(error), bad=True), ""
         return notice(self.words("cancelled")), ""

@@ -23,8 +23,8 @@ def write_sample(folder: Path) -> Path:
         y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32) + 0.5
         ground = np.repeat(np.linspace(34, 96, _SIDE, dtype=np.float32)[None, :, None], _SIDE, axis=0)
         frames = []
-        for place in range(_FRAMES):
-            centre = _RADIUS + 2 + place / (_FRAMES - 1) * (_SIDE - 2 * _RADIUS - 8)
+        for index in range(_FRAMES):
+            centre = _RADIUS + 2 + index / (_FRAMES - 1) * (_SIDE - 2 * _RADIUS - 8)
             cover = np.clip(_RADIUS + 0.5 - np.hypot(x - centre, y - _SIDE / 2), 0, 1)[..., None]
             frames.append(np.rint(ground * (1 - cover) + np.array(_COLOUR) * cover).astype(np.uint8))
         write_video(path, np.stack(frames), _FPS)

@@ -32,16 +32,16 @@ def backdrop_contrast(frame: Frame) -> NDArray[np.float32] | None:
     depth = max(1, round(_EDGE * min(size)))
     edge = np.ones(lab.shape[:2], bool)
     edge[depth:-depth, depth:-depth] = False
-    places, colours = basis[edge], lab[edge]
-    weights, usual = np.ones(len(places)), _NEAR
+    points, colours = basis[edge], lab[edge]
+    weights, usual = np.ones(len(points)), _NEAR
     plane = np.zeros((3, 3))
     for _ in range(_ROUNDS):
-        weighted = places * weights[:, None]
-        plane = np.linalg.lstsq(weighted.T @ places, weighted.T @ colours, rcond=None)[0]
-        errors = np.linalg.norm(colours - places @ plane, axis=1)
+        weighted = points * weights[:, None]
+        plane = np.linalg.lstsq(weighted.T @ points, weighted.T @ colours, rcond=None)[0]
+        errors = np.linalg.norm(colours - points @ plane, axis=1)
         usual = max(_NEAR, 1.5 * float(np.median(errors)))
         weights = 1 / (1 + (errors / usual) ** 2) ** 2
-    if (np.linalg.norm(colours - places @ plane, axis=1) < _NEAR).mean() < _PLAIN:
+    if (np.linalg.norm(colours - points @ plane, axis=1) < _NEAR).mean() < _PLAIN:
         return None
     differs = np.linalg.norm(lab - basis @ plane, axis=2) / (_FAR * usual)
     found = cv2.resize(np.clip(differs, 0, 1).astype(np.float32), (width, height), interpolation=1)

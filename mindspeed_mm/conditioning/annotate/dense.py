@@ -74,8 +74,8 @@ class Segment:
         values["mask_input"] = np.zeros((1, 1, side // 4, side // 4), np.float32)
         values["has_mask_input"] = np.zeros(1, np.float32)
         values["orig_im_size"] = np.array([height, width], np.int32)
-        answer = self._decoder.run({name: values[name] for name in self._decoder.inputs if name in values})
-        masks, scores = answer[0], answer[1]
+        outputs = self._decoder.run({name: values[name] for name in self._decoder.inputs if name in values})
+        masks, scores = outputs[0], outputs[1]
         best = masks[0, int(np.argmax(scores.reshape(-1)))]
         return np.where(_resized(best, height, width) > 0, 255, 0).astype(np.uint8)
 

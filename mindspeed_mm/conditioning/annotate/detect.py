@@ -97,9 +97,9 @@ class Pose:
         area = cv2.warpAffine(frame, matrix, (columns, rows)).astype(np.float32)
         values = (area - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)
         x, y = self._estimator(np.ascontiguousarray(values.transpose(2, 0, 1)[None].astype(np.float32)))[:2]
-        places = np.stack([x[0].argmax(-1) * columns / x.shape[-1], y[0].argmax(-1) * rows / y.shape[-1]], -1)
+        points = np.stack([x[0].argmax(-1) * columns / x.shape[-1], y[0].argmax(-1) * rows / y.shape[-1]], -1)
         scores = np.minimum(x[0].max(-1), y[0].max(-1))
-        return np.concatenate([places * scale + corner, scores[:, None]], axis=1).astype(np.float32)
+        return np.concatenate([points * scale + corner, scores[:, None]], axis=1).astype(np.float32)
 
 
 def _draw_body(canvas: Frame, points: NDArray[np.float32]) -> None:
@@ -109,14 +109,14 @@ def _draw_body(canvas: Frame, points: NDArray[np.float32]) -> None:
     neck[2] = min(points[5][2], points[6][2])
     body = np.concatenate([points[:17], neck[None]])[list(_BODY)]
     width = max(1, round(4 * min(canvas.shape[:2]) / 512))
-    for place, (start, end) in enumerate(_LIMBS):
+    for index, (start, end) in enumerate(_LIMBS):
         if min(body[start, 2], body[end, 2]) > _MIN_POINT_SCORE:
             ends = [tuple(round(float(v)) for v in body[joint, :2]) for joint in (start, end)]
-            colour = tuple(int(0.6 * part) for part in _hue(place))
+            colour = tuple(int(0.6 * part) for part in _hue(index))
             cv2.line(canvas, ends[0], ends[1], colour, 2 * width, cv2.LINE_AA)
-    for place, (x, y, score) in enumerate(body):
+    for index, (x, y, score) in enumerate(body):
         if score > _MIN_POINT_SCORE:
-            cv2.circle(canvas, (round(float(x)), round(float(y))), width, _hue(place), -1)
+            cv2.circle(canvas, (round(float(x)), round(float(y))), width, _hue(index), -1)
 
 
 def _draw_face(canvas: Frame, points: NDArray[np.float32]) -> None:
@@ -126,7 +126,7 @@ def _draw_face(canvas: Frame, points: NDArray[np.float32]) -> None:
             opencv().circle(canvas, (round(float(x)), round(float(y))), width, (255, 255, 255), -1)
 
 
-def _hue(place: int) -> tuple[int, int, int]:
+def _hue(index: int) -> tuple[int, int, int]:
     """Return one of the 18 colours of OpenPose: hues in steps of 20 degrees."""
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(place / 18, 1, 1))
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(index / 18, 1, 1))
     return red, green, blue

@@ -44,9 +44,9 @@ def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
         for flow in flows(frames):
             longest = max(longest, longest_vector(flow))
             spool.add(flow)
-        for place, flow in enumerate(spool):
+        for index, flow in enumerate(spool):
             picture = colour_flow(flow, longest_vector(flow) if official else longest)
-            if place == 0:
+            if index == 0:
                 yield picture
             yield picture
 
@@ -79,9 +79,9 @@ def _hues() -> NDArray[np.float32]:
     The steps are fine enough that no colour is off by more than one level.
     """
     wheel = colour_wheel() / 255
-    place = np.arange((len(wheel) - 1) * _STEPS + 1) / _STEPS
-    low = np.floor(place).astype(np.int64)
-    part = (place - low)[:, None]
+    position = np.arange((len(wheel) - 1) * _STEPS + 1) / _STEPS
+    low = np.floor(position).astype(np.int64)
+    part = (position - low)[:, None]
     return ((1 - part) * wheel[low] + part * wheel[(low + 1) % len(wheel)]).astype(np.float32)
 
 

@@ -54,7 +54,7 @@ def box_in_time(count: int, height: int, width: int, generator: Generator) -> It
     last = int(generator.integers(first, count))
     nothing = whole_mask(height, width, generate=False)
     masks = box(count, height, width, generator)
-    return (mask if first <= place <= last else nothing for place, mask in enumerate(masks))
+    return (mask if first <= index <= last else nothing for index, mask in enumerate(masks))
 
 
 def small_boxes(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
@@ -99,10 +99,10 @@ def strokes(count: int, height: int, width: int, generator: Generator) -> Iterat
         lines.append(start + turns)
         widths.append(max(1, round(generator.uniform(5, 50) * scale)))
         steps.append(generator.uniform(-15 * scale, 15 * scale, 2))
-    for place in range(count):
+    for index in range(count):
         mask = whole_mask(height, width, generate=False)
         for line, thickness, step in zip(lines, widths, steps, strict=True):
-            moved = line + step * place
+            moved = line + step * index
             inside = np.stack([moved[:, 0] % width, moved[:, 1] % height], axis=1).round().astype(np.int32)
             jumps = np.abs(np.diff(inside, axis=0)).max(axis=1) > min(height, width) // 2
             for part in np.split(inside, np.flatnonzero(jumps) + 1):
@@ -122,7 +122,7 @@ def blobs(count: int, height: int, width: int, generator: Generator) -> Iterator
     level = float(np.quantile(noise, generator.uniform(0.6, 0.9)))
     shape = np.where(noise > level, 255, 0).astype(np.uint8)
     step = generator.uniform(-4, 4, 2) * min(height, width) / _ROWS
-    return (np.roll(shape, tuple(int(value * place) for value in step), (0, 1)) for place in range(count))
+    return (np.roll(shape, tuple(int(value * index) for value in step), (0, 1)) for index in range(count))
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -148,7 +148,7 @@ def _ends(count: int, generator: Generator) -> int:
 
 def _frames(count: int, height: int, width: int, kept: set[int]) -> Iterator[Mask]:
     keep, make = whole_mask(height, width, generate=False), whole_mask(height, width, generate=True)
-    return (keep if place in kept else make for place in range(count))
+    return (keep if index in kept else make for index in range(count))
 
 
 def _box(
@@ -163,8 +163,8 @@ def _box(
 def _moving(
     count: int, height: int, width: int, start: tuple[int, ...], end: tuple[int, ...]
 ) -> Iterator[Mask]:
-    for place in range(count):
-        part = place / max(count - 1, 1)
+    for index in range(count):
+        part = index / max(count - 1, 1)
         left, top, right, bottom = (round(a + (b - a) * part) for a, b in zip(start, end, strict=True))
         mask = whole_mask(height, width, generate=False)
         mask[top : max(bottom, top + 1), left : max(right, left + 1)] = 255

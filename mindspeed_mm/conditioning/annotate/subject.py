@@ -55,7 +55,7 @@ def salient_mask(frame: Frame) -> Mask:
     if count < 2:
         return np.zeros(frame.shape[:2], np.uint8)
     areas = facts[:, cv2.CC_STAT_AREA]
-    large = [place for place in range(1, count) if areas[place] >= _LARGE * areas[1:].max()]
+    large = [index for index in range(1, count) if areas[index] >= _LARGE * areas[1:].max()]
     box = mask_box(np.where(np.isin(labels, large), 255, 0).astype(np.uint8))
     return np.zeros(frame.shape[:2], np.uint8) if box is None else grabcut(frame, box)
 
@@ -213,13 +213,13 @@ def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: Refine = True) ->
         yield from ((frame, np.zeros(frame.shape[:2], np.uint8)) for frame in frames)
         return
     shape = mask[start[1] : start[3], start[0] : start[2]]
-    for place, (frame, box) in enumerate(track_box(frames, start)):
+    for index, (frame, box) in enumerate(track_box(frames, start)):
         left, top, right, bottom = box
         moved = np.zeros(frame.shape[:2], np.uint8)
         moved[top:bottom, left:right] = cv2.resize(
             shape, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST
         )
-        if not refine or not place:
+        if not refine or not index:
             yield frame, moved
             continue
         swing = _swing(box)

@@ -166,15 +166,15 @@ def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
     at = 0 if where == "firstframe" else total - 1
 
     def steps() -> Iterator[Step]:
-        for place, (frame, mask) in enumerate(base.read()):
-            yield frame, border if place == at else mask
+        for index, (frame, mask) in enumerate(base.read()):
+            yield frame, border if index == at else mask
 
     networks = Networks(Path(options.annotators))
     mode: Any = image_mode or "plain"
     text = options.text(mode)
     found, notes = subjects(sources, mode, options.bbox, options.mask, text, networks, first=1)
-    made = Prepared(steps=steps, num_frames=total, size=size)
-    return _joined(made, found, notes, networks)
+    prepared = Prepared(steps=steps, num_frames=total, size=size)
+    return _joined(prepared, found, notes, networks)
 
 
 class MoveOptions(TaskOptions):
@@ -322,8 +322,8 @@ class _Pair:
 
     def read(self) -> Iterator[tuple[Frame, Mask]]:
         white = whole_mask(*self.clip.size, generate=True)
-        for place, frame in enumerate(self.clip.frames()):
+        for index, frame in enumerate(self.clip.frames()):
             if self._mask is None:
                 yield frame, white
                 continue
-            yield frame, brightness(self._mask.read([0 if self._mask.num_frames == 1 else place]))[0]
+            yield frame, brightness(self._mask.read([0 if self._mask.num_frames == 1 else index]))[0]

@@ -90,8 +90,8 @@ _each("edge", "white edges on black (EdgeDrawing)", lambda options: lines.edge)
 )
 def canny(sources: Sources, options: CannyOptions) -> Prepared:
     """Prepare Canny edges."""
-    made = partial(lines.canny, low=options.low, high=options.high)
-    return controlled(sources.clip, lambda: map(made, sources.clip.frames()))
+    convert = partial(lines.canny, low=options.low, high=options.high)
+    return controlled(sources.clip, lambda: map(convert, sources.clip.frames()))
 
 
 @task(

@@ -47,8 +47,8 @@ def _frame_ref(sources: Sources, options: FrameRefOptions) -> Prepared:
     height, width = sources.images[0].shape[:2]
     frames = [sources.images[0], *(fit_on_white(image, height, width) for image in sources.images[1:])]
     notes = [
-        f"image {place}: fitted from {image.shape[1]}x{image.shape[0]} into {width}x{height}, on white"
-        for place, image in enumerate(sources.images)
+        f"image {index}: fitted from {image.shape[1]}x{image.shape[0]} into {width}x{height}, on white"
+        for index, image in enumerate(sources.images)
         if image.shape[:2] != (height, width)
     ]
     before = frames[:1] if options.mode != "lastframe" else []
@@ -91,20 +91,20 @@ def extended(
     fps: float = 16,
 ) -> Prepared:
     """Prepare the given frames with gray frames in between. The masks are black for given frames only."""
-    given = _length(before) + _length(after)
-    total = options.num_frames if options.num_frames is not None else given + options.expand_num
-    if total <= given:
+    given_frames = _length(before) + _length(after)
+    total = options.num_frames if options.num_frames is not None else given_frames + options.expand_num
+    if total <= given_frames:
         raise ConfigError(
-            f"{given} frames are given of num_frames {total}, so nothing is left to generate",
+            f"{given_frames} frames are given of num_frames {total}, so nothing is left to generate",
             where="num_frames",
-            fix=f"set it above {given}",
+            fix=f"set it above {given_frames}",
         )
 
     def steps() -> Iterator[Step]:
         keep, make = whole_mask(*size, generate=False), whole_mask(*size, generate=True)
         for frame in _frames(before, size):
             yield frame, keep
-        for _ in range(total - given):
+        for _ in range(total - given_frames):
             yield gray_frame(*size), make
         for frame in _frames(after, size):
             yield frame, keep
@@ -141,8 +141,8 @@ def _kept_frames(sources: Sources, options: KeptFramesOptions) -> Prepared:
 
     def steps() -> Iterator[Step]:
         keep, make = whole_mask(*clip.size, generate=False), whole_mask(*clip.size, generate=True)
-        for place, frame in enumerate(clip.frames()):
-            yield (frame, keep) if place in kept else (gray_frame(*clip.size), make)
+        for index, frame in enumerate(clip.frames()):
+            yield (frame, keep) if index in kept else (gray_frame(*clip.size), make)
 
     notes = (f"kept frames: {', '.join(map(str, sorted(kept)))}",) if options.mode == "random" else ()
     return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps, notes=notes)

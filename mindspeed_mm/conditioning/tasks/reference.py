@@ -53,15 +53,15 @@ def subjects(
     if len(images) > RECOMMENDED:
         notes.append(f"{len(images)} references: the released weights know up to {RECOMMENDED}")
     found = []
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         if mode == "plain":
             found.append(image)
             continue
         where = (
-            sources.names[first + place] if first + place < len(sources.names) else f"image {first + place}"
+            sources.names[first + index] if first + index < len(sources.names) else f"image {first + index}"
         )
-        box = boxes[place] if place < len(boxes) else None
-        mask = masks[place] if place < len(masks) else None
+        box = boxes[index] if index < len(boxes) else None
+        mask = masks[index] if index < len(masks) else None
         found.append(cut_out(image, image_mask(image, mode, box, mask, text, networks, where)))
     return tuple(found), notes
 

@@ -191,8 +191,8 @@ class Task:
         Raises DataError for unsuitable sources and ConfigError for unsuitable options.
         """
         self._check(sources)
-        made = self.run(sources, options)
-        return replace(made, notes=(*sources.remarks, *made.notes))
+        prepared = self.run(sources, options)
+        return replace(prepared, notes=(*sources.remarks, *prepared.notes))
 
     def _check(self, sources: Sources) -> None:
         for kind, count, flag, given_as in (

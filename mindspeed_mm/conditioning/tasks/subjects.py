@@ -216,9 +216,9 @@ def _check_length(reader: VideoReader, clip: Clip) -> None:
 def _given_masks(reader: VideoReader, clip: Clip) -> Iterator[Mask]:
     still = reader.num_frames == 1
     mask: Mask | None = None
-    for place in range(clip.num_frames):
+    for index in range(clip.num_frames):
         if mask is None or not still:
-            mask = _resized(brightness(reader.read([place]))[0], clip.size)
+            mask = _resized(brightness(reader.read([index]))[0], clip.size)
         yield mask
 
 

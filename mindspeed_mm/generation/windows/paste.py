@@ -55,13 +55,13 @@ def _difference_beside(
 
 def paste_chunks(chunks: Iterable[Frames], source: Frames, mask: Masks, feather: int) -> Iterator[Frames]:
     """Apply `paste_frame` to a stream of chunks [t, H, W, 3] that starts at the first frame."""
-    place = 0
+    start = 0
     for chunk in chunks:
-        span = range(place, place + len(chunk))
+        span = range(start, start + len(chunk))
         yield np.stack(
             [
                 paste_frame(frame, source[index], mask[index], feather)
                 for index, frame in zip(span, chunk, strict=True)
             ]
         )
-        place += len(chunk)
+        start += len(chunk)

@@ -29,12 +29,12 @@ def read_dcp(folder: Path) -> dict[str, Any]:
     """
     metadata, checksums = read_index_and_checksums(folder)
     paths = metadata.planner_data or {}
-    places: dict[str, list[tuple[tuple[int, ...], _StorageInfo]]] = {}
-    for key, place in metadata.storage_data.items():
-        places.setdefault(key.fqn, []).append((tuple(key.offset or ()), place))
+    locations: dict[str, list[tuple[tuple[int, ...], _StorageInfo]]] = {}
+    for key, location in metadata.storage_data.items():
+        locations.setdefault(key.fqn, []).append((tuple(key.offset or ()), location))
     state: dict[str, Any] = {}
     for name, entry in metadata.state_dict_metadata.items():
-        value = _value(folder, name, entry, places.get(name, []), checksums)
+        value = _value(folder, name, entry, locations.get(name, []), checksums)
         try:
             _insert(state, paths.get(name) or _guess_path(name), value)
         except (TypeError, AttributeError):
@@ -70,15 +70,15 @@ def _value(
     folder: Path,
     name: str,
     entry: TensorStorageMetadata | BytesStorageMetadata,
-    places: list[tuple[tuple[int, ...], _StorageInfo]],
+    locations: list[tuple[tuple[int, ...], _StorageInfo]],
     checksums: Checksums | None,
 ) -> Any:
-    for _, place in places:
-        check_place(folder, place, checksums)
+    for _, location in locations:
+        check_place(folder, location, checksums)
     if isinstance(entry, BytesStorageMetadata):
-        return load_piece(folder, places[0][1], name, checksums)
+        return load_piece(folder, locations[0][1], name, checksums)
     sizes = {tuple(chunk.offsets): torch.Size(chunk.sizes) for chunk in entry.chunks}
-    pieces = [(offset, sizes[offset], place) for offset, place in places]
+    pieces = [(offset, sizes[offset], location) for offset, location in locations]
     shape, dtype = torch.Size(entry.size), entry.properties.dtype
     return TensorFile(shape, dtype, _reader(folder, name, shape, dtype, pieces, checksums))
 
@@ -107,20 +107,20 @@ def _reader(
     return read
 
 
-def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksums | None) -> Any:
+def load_piece(folder: Path, location: _StorageInfo, name: str, checksums: Checksums | None) -> Any:
     """Load the tensor or plain value at one storage location.
 
     Raises WeightsError for damaged data and for any other kind of value.
     """
-    path = check_place(folder, place, checksums)
+    path = check_place(folder, location, checksums)
     try:
         with open(path, "rb") as file:
-            file.seek(place.offset)
-            content = file.read(place.length)
+            file.seek(location.offset)
+            content = file.read(location.length)
     except OSError as error:
         raise WeightsError(f"cannot be read: {error.strerror or error}", where=path) from None
     if checksums is not None:
-        checksums.check_piece(path, place.offset, content, name)
+        checksums.check_piece(path, location.offset, content, name)
     try:
         damaged = damaged_record(content, io.BytesIO(content)) if checksums is None and verifies() else None
         value = None if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -137,18 +137,18 @@ def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksum
     return value
 
 
-def check_place(folder: Path, place: _StorageInfo, checksums: Checksums | None) -> Path:
+def check_place(folder: Path, location: _StorageInfo, checksums: Checksums | None) -> Path:
     """Return the file of one piece.
 
     Raises WeightsError if the file is missing, truncated or from another checkpoint.
     """
-    path = folder / place.relative_path
+    path = folder / location.relative_path
     if not path.is_file():
         raise WeightsError("is missing", where=path, fix="copy the whole iteration folder")
     size = path.stat().st_size
     if checksums is not None:
         checksums.check_size(path, size)
-    if place.offset + place.length > size:
+    if location.offset + location.length > size:
         raise WeightsError("is cut off", where=path, fix="copy the iteration folder again")
     return path
 

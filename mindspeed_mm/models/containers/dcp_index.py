@@ -73,8 +73,8 @@ def _check_sizes(folder: Path, index: Metadata) -> None:
     Raises WeightsError for a file of another size, which is truncated or belongs to another save.
     """
     ends: dict[str, int] = {}
-    for place in index.storage_data.values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for stored in index.storage_data.values():
+        ends[stored.relative_path] = max(ends.get(stored.relative_path, 0), stored.offset + stored.length)
     for name, end in ends.items():
         path = folder / name
         if path.is_file() and (size := path.stat().st_size) != end:  # reading reports a missing file
@@ -103,12 +103,12 @@ def _parse(content: bytes) -> Any:
 def _metadata(tree: Any) -> Metadata:
     fields = _fields(tree, "Metadata", "the index")
     entries = _dict(fields.get("state_dict_metadata"), "state_dict_metadata")
-    places = _dict(fields.get("storage_data"), "storage_data")
+    locations = _dict(fields.get("storage_data"), "storage_data")
     storage: dict[MetadataIndex, _StorageInfo] = {}
-    for key, value in places.items():
+    for key, value in locations.items():
         index = _index(key)
         if index in storage:
-            raise Problem(f"{index.fqn} at {list(index.offset or ())} has two places")
+            raise Problem(f"{index.fqn} at {list(index.offset or ())} has two locations")
         storage[index] = _place(index.fqn, value)
     found = {_text(name, "a name"): _entry(name, value) for name, value in entries.items()}
     _check_complete(found, storage)
@@ -199,23 +199,23 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
 
     Raises Problem.
     """
-    placed: dict[str, dict[tuple[int, ...] | None, _StorageInfo]] = {name: {} for name in entries}
-    for index, place in storage.items():
-        if index.fqn not in placed:
-            raise Problem(f"{index.fqn} has a place, but is not in the checkpoint")
-        placed[index.fqn][None if index.offset is None else tuple(index.offset)] = place
+    located: dict[str, dict[tuple[int, ...] | None, _StorageInfo]] = {name: {} for name in entries}
+    for index, location in storage.items():
+        if index.fqn not in located:
+            raise Problem(f"{index.fqn} has a location, but is not in the checkpoint")
+        located[index.fqn][None if index.offset is None else tuple(index.offset)] = location
     for name, entry in entries.items():
         if isinstance(entry, BytesStorageMetadata):
-            if len(placed[name]) != 1:
-                raise Problem(f"{name} is stored {len(placed[name])} times")
+            if len(located[name]) != 1:
+                raise Problem(f"{name} is stored {len(located[name])} times")
             continue
-        if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
-            raise Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
+        if located[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
+            raise Problem(f"{name} has {len(entry.chunks)} pieces in {len(located[name])} locations")
         # Allocate memory for a size only if the file contains that many bytes.
         for chunk in entry.chunks:
             needed, stored = (
                 math.prod(chunk.sizes) * entry.properties.dtype.itemsize,
-                placed[name][tuple(chunk.offsets)],
+                located[name][tuple(chunk.offsets)],
             )
             if needed > stored.length:
                 raise Problem(

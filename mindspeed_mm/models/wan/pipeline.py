@@ -80,19 +80,19 @@ class VaceStage(nn.Module):
         Branch tokens are no longer sent once no later stage has a branch block.
         """
         batch = next(self._inputs)
-        read = self._block_inputs(batch)
+        inputs = self._block_inputs(batch)
         if self.is_first:
             tokens = self._embed(batch)
         feeders = {}
         if batch.vace_context is not None:  # otherwise only the trunk runs
             feeders = {layer: (n, self.vace_blocks[str(n)]) for layer, n in self._feeders.items()}
         blocks = ((int(i), block) for i, block in self.blocks.items())
-        x, c = run_blocks(blocks, feeders, tokens[0], tokens[-1], read)
+        x, c = run_blocks(blocks, feeders, tokens[0], tokens[-1], inputs)
         if not self.is_last:
             both = self._sends_branch and batch.vace_context is not None
             return (x.contiguous(), c.contiguous()) if both else (x.contiguous(),)
         patch = self.config.trunk.patch_size
-        cells = self.head(x, read.time.float())
+        cells = self.head(x, inputs.time.float())
         return unpatchify(cells, token_grid(batch.latents.shape, patch), patch, self._tokens)
 
     def _embed(self, batch: MicroBatch) -> tuple[Tensor, ...]:

@@ -132,14 +132,14 @@ class VaceTransformer(nn.Module):
         rows, copies = pad_prompts(prompt_embeds, trunk.text_len)
         text = Text(self.text_embedding(rows), copies)
         rope = local_rope(grid, trunk, self.tokens, latents.device)
-        read = BlockInputs(time, steps, text, rope, hint_scales(self.config, context_scale))
+        inputs = BlockInputs(time, steps, text, rope, hint_scales(self.config, context_scale))
         x = self._tokens(self.patch_embedding, latents)
         if vace_context is None or not self.config.vace_layers:
-            x, _ = run_blocks(enumerate(self.blocks), {}, x, x, read)
+            x, _ = run_blocks(enumerate(self.blocks), {}, x, x, inputs)
         else:
             c = self._tokens(self.vace_patch_embedding, vace_context)
             feeders = dict(zip(self.config.vace_layers, enumerate(self.vace_blocks), strict=True))
-            x, _ = run_blocks(enumerate(self.blocks), feeders, x, c, read)
+            x, _ = run_blocks(enumerate(self.blocks), feeders, x, c, inputs)
         return unpatchify(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
 
     def blocks_in_order(self) -> list[nn.Module]:

@@ -251,13 +251,13 @@ def check_encoders(
     ae: AeConfig, text: TextEncoderConfig, tokenizer: str | None, *, mm_model: str, mm_data: str
 ) -> None:
     """Raise WeightsError if the VAE, text encoder or tokenizer is missing, or is a FIFO or a device."""
-    places = {
+    paths = {
         f"{mm_model}:ae.from_pretrained": ae.from_pretrained,
         f"{mm_model}:text_encoder.from_pretrained": text.from_pretrained,
     }
     if tokenizer:
-        places[f"{mm_data}:dataset_param.tokenizer_config.from_pretrained"] = tokenizer
-    for where, path in places.items():
+        paths[f"{mm_data}:dataset_param.tokenizer_config.from_pretrained"] = tokenizer
+    for where, path in paths.items():
         try:
             for file in [Path(path), *_inside(Path(path))]:
                 regular_file(file, WeightsError, or_folder=True)

@@ -75,14 +75,14 @@ class LoraFlags(Config):
 
 def _with_lora(found: list[Any], given: Mapping[str, Any], prog: str) -> list[Any]:
     where = f"{prog}: --lora-{min(given).replace('_', '-')}"
-    places = [i for i, item in enumerate(found) if _is_type(item, "lora")]
-    if len(places) > 1:
-        raise ConfigError(f"the model JSON has {len(places)} LoRAs", where=where, fix="edit the JSON")
-    if not places and "rank" not in given:
+    positions = [i for i, item in enumerate(found) if _is_type(item, "lora")]
+    if len(positions) > 1:
+        raise ConfigError(f"the model JSON has {len(positions)} LoRAs", where=where, fix="edit the JSON")
+    if not positions and "rank" not in given:
         raise ConfigError("there is no LoRA", where=where, fix="give --lora-rank, too")
-    if not places:
+    if not positions:
         return [*found, {"type": "lora", **given}]
-    return [{**item, **given} if i in places else item for i, item in enumerate(found)]
+    return [{**item, **given} if i in positions else item for i, item in enumerate(found)]
 
 
 def _is_type(item: object, name: str) -> bool:

@@ -41,8 +41,8 @@ def test_bell_weights_have_mean_one_and_peak_at_833():
 
 
 def test_bell_never_draws_timestep_1000():
-    assert build_schedule(ScheduleConfig()).places.tolist() == list(range(1, 1000))
-    assert build_schedule(ScheduleConfig(loss_weighting="none")).places.tolist() == list(range(1000))
+    assert build_schedule(ScheduleConfig()).indices.tolist() == list(range(1, 1000))
+    assert build_schedule(ScheduleConfig(loss_weighting="none")).indices.tolist() == list(range(1000))
 
 
 def test_no_weighting_weighs_everything_one():
@@ -51,7 +51,7 @@ def test_no_weighting_weighs_everything_one():
 
 def test_one_boundary_parts_the_experts_without_gap_or_overlap():
     high, low = ScheduleConfig(expert="high"), ScheduleConfig(expert="low")
-    assert (high.places, low.places) == (range(0, 417), range(417, 1000))
+    assert (high.indices, low.indices) == (range(0, 417), range(417, 1000))
     sigmas = training_sigmas(high)
     assert sigmas[416] >= 0.875 > sigmas[417]
 
@@ -59,7 +59,7 @@ def test_one_boundary_parts_the_experts_without_gap_or_overlap():
 @pytest.mark.parametrize(("expert", "mean"), [("high", 0.342), ("low", 1.470)])
 def test_the_bell_is_unfair_to_the_high_expert_unless_normalized(expert, mean):
     config = ScheduleConfig(expert=expert)
-    span = slice(config.places.start, config.places.stop)
+    span = slice(config.indices.start, config.indices.stop)
     assert build_schedule(config).weights[span].mean() == pytest.approx(mean, abs=5e-4)
     normalized = build_schedule(ScheduleConfig(expert=expert, normalize_per_expert=True))
     assert normalized.weights[span].mean() == pytest.approx(1, abs=1e-5)
@@ -71,7 +71,7 @@ def test_the_bell_is_unfair_to_the_high_expert_unless_normalized(expert, mean):
 )
 def test_published_boundaries_select_the_expert(low, high, expert, places):
     config = ScheduleConfig(min_timestep_boundary=low, max_timestep_boundary=high)
-    assert (config.role, config.places) == (expert, places)
+    assert (config.role, config.indices) == (expert, places)
     note = config.boundary_note()
     assert note is not None
     assert "sigma 0.900" in note
@@ -87,7 +87,7 @@ def test_boundaries_that_agree_are_not_reported():
 
 
 def test_a_middle_range_of_the_older_keys_is_kept_as_it_is():
-    assert ScheduleConfig(min_timestep_boundary=0.2, max_timestep_boundary=0.6).places == range(200, 600)
+    assert ScheduleConfig(min_timestep_boundary=0.2, max_timestep_boundary=0.6).indices == range(200, 600)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def edited(tmp_path: Path, change: dict) -> str:
 def test_shipped_files_make_a_job_without_a_note(folder, model, layers, places):
     job = PretrainJob.from_argv(argv(folder, model), ranks=8)
     assert job.predictor.num_layers == layers
-    assert len(job.model.diffusion.places) == places
+    assert len(job.model.diffusion.indices) == places
     assert job.notes == ()
 
 

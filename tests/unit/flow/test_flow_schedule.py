@@ -75,7 +75,7 @@ def test_published_boundaries_select_the_expert(low, high, expert, places):
     note = config.boundary_note()
     assert note is not None
     assert "sigma 0.900" in note
-    assert "59 places" in note
+    assert "59 indices" in note
 
 
 def test_boundaries_that_agree_are_not_reported():

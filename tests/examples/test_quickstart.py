@@ -23,7 +23,7 @@ from mindspeed_mm.evaluation.report import ALL, compare
 from mindspeed_mm.evaluation.report import score_folder as report_of
 from mindspeed_mm.evaluation.sources import EvalData
 from mindspeed_mm.models.weights import open_weights
-from tests.examples.conftest import ROOT, Quickstart
+from tests.examples.conftest import ITERATIONS, ROOT, Quickstart
 
 KINDS = ("inpaint", "silhouette", "edge", "extension", "outpaint", "reference")
 
@@ -83,7 +83,8 @@ def test_every_step_shows_its_progress(quickstart: Quickstart) -> None:
     assert len(parts) == 7
     for number in (0, 2, 3, 4, 5, 6):
         assert re.search(r"^ *\d+ s \| ", parts[number], re.MULTILINE), parts[number]
-    assert len(re.findall(r"\| iteration +\d+/ +100 loss: [\d.E+-]+", parts[3])) == 10
+    lines = re.findall(rf"\| iteration +\d+/ +{ITERATIONS} loss: [\d.E+-]+", parts[3])
+    assert len(lines) == ITERATIONS // 10
 
 
 def test_the_commands_that_it_ends_with_are_sound(
@@ -144,7 +145,9 @@ def test_checkpoint_holds_the_branch_and_names_its_base(quickstart: Quickstart) 
     source = open_weights(quickstart.out / "save")
     assert source.base is not None
     assert "tiny/weights/t2v" in str(source.base.path)
-    saved = FileSystemReader(quickstart.out / "save/iter_0000100").read_metadata().state_dict_metadata
+    saved = (
+        FileSystemReader(quickstart.out / f"save/iter_{ITERATIONS:07d}").read_metadata().state_dict_metadata
+    )
     model = [name for name in saved if name.startswith("model.")]
     assert model
     assert all(name.startswith("model.vace_dit.") for name in model)
@@ -165,9 +168,10 @@ def test_the_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickst
 def test_iterations_are_logged_in_megatron_s_words(quickstart: Quickstart) -> None:
     log = (quickstart.out / "logs" / "4.log").read_text()
     lines = re.findall(
-        r"iteration +(\d+)/ +100 \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{6}E[+-]\d\d) \|", log
+        rf"iteration +(\d+)/ +{ITERATIONS} \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{{6}}E[+-]\d\d) \|",
+        log,
     )
-    assert [(int(i), int(n)) for i, n, _ in lines] == [(i, 16 * i) for i in range(10, 101, 10)]
+    assert [(int(i), int(n)) for i, n, _ in lines] == [(i, 16 * i) for i in range(10, ITERATIONS + 1, 10)]
     assert re.search(
         r"^Elapsed Time Per iteration: [\d.]+, Average Samples per Second: [\d.]+$", log, re.MULTILINE
     )

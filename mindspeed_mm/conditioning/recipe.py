@@ -105,14 +105,14 @@ class Recipe(Config):
         ends = [stage.until for stage in self.stages[:-1]]
         if None in ends or any(a >= b for a, b in pairwise(filter(None, [*ends, *self._last_end()]))):
             raise ValueError(
-                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` "
-                "to rise, and null in the last stage only"
+                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected increasing "
+                "`until`, with null only in the last stage"
             )
         for number, stage in enumerate(self.stages):
             for name in stage.weights:
                 if name not in self.tasks:
                     raise ValueError(
-                        f"stages[{number}].weights names {name!r:.60}, which tasks does not have"
+                        f"stages[{number}].weights names {name!r:.60}, which is not in tasks"
                         f"{did_you_mean(name, list(self.tasks))}"
                     )
             if not any(stage.weights.values()):
@@ -243,10 +243,10 @@ def _takes(entry: RecipeTask, clip: str) -> bool:
 
 def _check_entry(name: str, entry: RecipeTask, where: str) -> None:
     task = entry_task(name, entry, where)
-    if not task.trains:
-        fitting = [known for known in TASKS if TASKS.get(known).trains]
+    if not task.supports_training:
+        fitting = [name for name in TASKS if TASKS.get(name).supports_training]
         raise ConfigError(
-            f"task {task.name} makes no training sample of a plain clip{did_you_mean(task.name, fitting)}",
+            f"task {task.name} cannot make training samples{did_you_mean(task.name, fitting)}",
             where=where,
             expected=f"one of {', '.join(fitting)}",
         )

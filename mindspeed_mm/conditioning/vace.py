@@ -259,7 +259,7 @@ def _check_size(num_frames: int, height: int, width: int) -> None:
     if height % WAN.token_side or width % WAN.token_side:
         raise DataError(
             f"got {width}x{height} pixels",
-            expected="a width and height in multiples of 16, the side of a token",
+            expected="a width and height that are multiples of 16, the side of a token",
         )
 
 

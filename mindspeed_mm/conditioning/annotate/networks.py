@@ -46,7 +46,7 @@ class Networks:
                         "no such file",
                         where=display_path(path),
                         fix=(
-                            f"get {annotator.get}; save it under this name, or name its folder with "
+                            f"download {annotator.get}; save it under this name, or name its folder with "
                             "--annotators"
                         ),
                     )
@@ -78,7 +78,9 @@ class Network:
         except Exception as error:  # onnxruntime has an exception class for each error code
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                f"cannot be opened as an ONNX network: {reason}", where=display_path(path), fix="get it again"
+                                f"cannot be opened as an ONNX network: {reason}",
+                where=display_path(path),
+                fix="download it again",,
             ) from None
         self.path = path
         self.inputs: Mapping[str, tuple[Any, ...]] = {
@@ -95,7 +97,7 @@ class Network:
             raise ConfigError(
                 f"does not take these inputs: {reason}",
                 where=display_path(self.path),
-                fix="get the named network",
+                fix="download the network that this annotator expects",
             ) from None
         return found
 

@@ -55,7 +55,7 @@ class SwapOptions(MaskOptions, NamedSubject):
     mode: str = Field(
         default="salientmasktrack,salient",
         max_length=60,
-        description="mode of the clip, or that of the clip and that of the images: bboxtrack,salient",
+        description="mode for the clip, or modes for the clip and the images: bboxtrack,salient",
     )
     bbox: Boxes = Field(default=(), description="left,top,right,bottom in the clip")
     mask: str | None = Field(default=None, description="image or video, white = generate")
@@ -67,11 +67,11 @@ class SwapOptions(MaskOptions, NamedSubject):
 
 @task(
     "swap_anything",
-    summary="the subject of a clip is replaced by those of images",
+    summary="replace the subject of a clip with the subjects of images",
     needs=("clip", "images"),
     options=SwapOptions,
     family="repaint",
-    trains=True,
+    supports_training=True,
 )
 def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
     """Prepare the clip for inpainting, with the subjects of the images as references."""
@@ -95,19 +95,19 @@ def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
         raise ConfigError(
             f"got {text!r}",
             where="mode",
-            expected=f"CLIP,IMAGES with the modes {', '.join(get_args(SubjectMode))}; plain for images, too",
+            expected=f"CLIP,IMAGES with the modes {', '.join(get_args(SubjectMode))} (or plain for images)",
         )
     return clip_mode, image_mode  # type: ignore[return-value]
 
 
 @task(
     "animate_anything",
-    summary="the subjects of images move as the people of a clip",
+    summary="make the subjects of images move like the people in a clip",
     needs=("clip", "images"),
     options=ReferenceOptions,
     family="control",
     network="pose",
-    trains=True,
+    supports_training=True,
 )
 def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
     """Prepare the poses of the clip, with the subjects of the images as references."""
@@ -129,18 +129,18 @@ class ExpandOptions(GrowOptions, NamedSubject):
     mode: str = Field(
         default="firstframe,plain",
         max_length=60,
-        description="where the image is, and the mode of further images: firstframe,salient",
+        description="position of the image, and mode of further images: firstframe,salient",
     )
     bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each further image")
     mask: Paths = Field(default=(), description="mask image for each further image, white = subject")
     label: Label = ""
     caption: Caption = ""
-    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="number of frames to generate")
 
 
 @task(
     "expand_anything",
-    summary="an image grows and becomes a clip; further images are references",
+    summary="extend an image in size and time; further images are references",
     needs=("images",),
     options=ExpandOptions,
     family="extension",
@@ -180,14 +180,14 @@ def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
 class MoveOptions(TaskOptions):
     """Options for the path along which the subject of the image moves."""
 
-    bbox: Boxes = Field(description="two boxes left,top,right,bottom: where it starts and ends")
-    label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
-    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+    bbox: Boxes = Field(description="two boxes left,top,right,bottom: the start and the end")
+    label: str = Field(default="", max_length=200, description="name of the subject; determines the colour")
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="number of frames to generate")
 
 
 @task(
     "move_anything",
-    summary="the subject of an image moves along a box",
+    summary="move the subject of an image along a box",
     needs=("image",),
     options=MoveOptions,
     family="control",
@@ -196,7 +196,7 @@ def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
     """Keep the image as the first frame, followed by canvases that show the moving box."""
     if len(options.bbox) != 2:
         raise ConfigError(
-            f"got {len(options.bbox)}", where="bbox", expected="two boxes, of the first and the last frame"
+            f"got {len(options.bbox)}", where="bbox", expected="two boxes: in the first and in the last frame"
         )
     image, (start, end) = sources.images[0], options.bbox
     size = (image.shape[0], image.shape[1])
@@ -215,8 +215,8 @@ def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
 class ComposeOptions(TaskOptions):
     """Options for combining two prepared pairs: their files and the kind of each."""
 
-    process_type_1: str = Field(description="what the first pair is: a task, or repaint, extension, control")
-    process_type_2: str = Field(description="what the second pair is")
+    process_type_1: str = Field(description="kind of the first pair: a task, repaint, extension or control")
+    process_type_2: str = Field(description="kind of the second pair")
     video_1: str = Field(description="src_video of the first pair")
     video_2: str = Field(description="src_video of the second pair")
     mask_1: str | None = Field(default=None, description="src_mask of the first pair; white without it")
@@ -225,7 +225,7 @@ class ComposeOptions(TaskOptions):
 
 @task(
     "composition",
-    summary="two prepared pairs of src_video and src_mask in one",
+    summary="combine two prepared pairs of src_video and src_mask",
     needs=(),
     options=ComposeOptions,
     family="repaint",

@@ -1,4 +1,4 @@
-"""Control tasks: a clip of depth, flow, lines, … guides every frame. There is no mask; all is generated."""
+"""Control tasks: a clip of depth, flow, lines, … guides every frame. No mask: all is generated."""
 
 from __future__ import annotations
 
@@ -56,7 +56,12 @@ def _each(name: str, summary: str, annotate: Callable[[TaskOptions], Annotate]) 
     """Register a per-frame task as NAME for clips and as image_NAME for images."""
 
     @task(
-        name, summary=summary, needs=("clip",), options=TaskOptions, family="control", trains=name != "plain"
+        name,
+        summary=summary,
+        needs=("clip",),
+        options=TaskOptions,
+        family="control",
+        supports_training=name != "plain",
     )
     def run(sources: Sources, options: TaskOptions) -> Prepared:
         made = annotate(options)
@@ -73,7 +78,7 @@ def _each(name: str, summary: str, annotate: Callable[[TaskOptions], Annotate]) 
         return still(annotate(options)(sources.images[0]))
 
 
-_each("plain", "the source as it is", lambda options: lambda frame: frame)
+_each("plain", "the unchanged source", lambda options: lambda frame: frame)
 _each("gray", "luma", lambda options: partial(lines.gray, official=options.official))
 _each("scribble", "black strokes on white", lambda options: lines.scribble)
 _each("xdog", "soft black strokes on white", lambda options: lines.xdog)
@@ -86,7 +91,7 @@ _each("edge", "white edges on black (EdgeDrawing)", lambda options: lines.edge)
     needs=("clip",),
     options=CannyOptions,
     family="control",
-    trains=True,
+    supports_training=True,
 )
 def canny(sources: Sources, options: CannyOptions) -> Prepared:
     """Prepare Canny edges."""
@@ -100,7 +105,7 @@ def canny(sources: Sources, options: CannyOptions) -> Prepared:
     needs=("clip",),
     options=TaskOptions,
     family="control",
-    trains=True,
+    supports_training=True,
 )
 def flow(sources: Sources, options: TaskOptions) -> Prepared:
     """Prepare DIS flow with one scale for the whole clip. Raises DataError for a clip of one frame."""
@@ -118,7 +123,7 @@ def flow(sources: Sources, options: TaskOptions) -> Prepared:
     options=TaskOptions,
     family="control",
     network="depth",
-    trains=True,
+    supports_training=True,
 )
 def depth(sources: Sources, options: TaskOptions) -> Prepared:
     """Prepare depth with one scale for the whole clip."""
@@ -179,7 +184,7 @@ def _pose(sources: Sources, options: TaskOptions, part: str) -> Prepared:
     options=TaskOptions,
     family="control",
     network="pose",
-    trains=True,
+    supports_training=True,
 )
 def pose(sources: Sources, options: TaskOptions) -> Prepared:
     """Prepare the poses of the body and face."""
@@ -193,7 +198,7 @@ def pose(sources: Sources, options: TaskOptions) -> Prepared:
     options=TaskOptions,
     family="control",
     network="pose",
-    trains=True,
+    supports_training=True,
 )
 def pose_body(sources: Sources, options: TaskOptions) -> Prepared:
     """Prepare the poses of the body only."""

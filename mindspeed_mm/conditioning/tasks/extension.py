@@ -20,7 +20,7 @@ class FrameRefOptions(ExtendOptions):
     """Options for the positions of the given images."""
 
     mode: Literal["firstframe", "lastframe", "firstlastframe"] = Field(
-        default="firstframe", description="where the given frames are"
+        default="firstframe", description="position of the given frames"
     )
 
 
@@ -28,7 +28,7 @@ class ClipRefOptions(ExtendOptions):
     """Options for the positions of the given clips."""
 
     mode: Literal["firstclip", "lastclip", "firstlastclip"] = Field(
-        default="firstclip", description="where the given clips are"
+        default="firstclip", description="position of the given clips"
     )
 
 
@@ -36,9 +36,11 @@ class KeptFramesOptions(TaskOptions):
     """Options for which frames of a clip are kept."""
 
     mode: Literal["first", "last", "firstlast", "random"] = Field(
-        default="first", description="which frames stay"
+        default="first", description="which frames to keep"
     )
-    ref_num: int = Field(default=1, ge=1, le=100_000, description="how many stay, on each end for firstlast")
+    ref_num: int = Field(
+        default=1, ge=1, le=100_000, description="number of frames to keep; for firstlast, at each end"
+    )
 
 
 def _frame_ref(sources: Sources, options: FrameRefOptions) -> Prepared:
@@ -67,7 +69,7 @@ def _clip_ref(sources: Sources, options: ClipRefOptions) -> Prepared:
             "on white"
         )
     if abs(last.fps - first.fps) > 0.01:
-        notes.append(f"{last.path}: has {last.fps:g} fps, the first clip's {first.fps:g} fps is used")
+        notes.append(f"{last.path}: has {last.fps:g} fps; the {first.fps:g} fps of the first clip is used")
     before = first if options.mode != "lastclip" else ()
     after = last if options.mode != "firstclip" else ()
     return extended(before, after, first.size, options, notes, first.fps)
@@ -95,7 +97,7 @@ def extended(
     total = options.num_frames if options.num_frames is not None else given_frames + options.expand_num
     if total <= given_frames:
         raise ConfigError(
-            f"{given_frames} frames are given of num_frames {total}, so nothing is left to generate",
+            f"{given_frames} frames are given and num_frames is {total}, so nothing is left to generate",
             where="num_frames",
             fix=f"set it above {given_frames}",
         )
@@ -204,9 +206,9 @@ for _mode, _needs in (("firstclip", "clip"), ("lastclip", "clip"), ("firstlastcl
     )(_clip_ref)
 task(
     "framerefext",
-    summary="keep some frames of a clip, generate the others",
+    summary="keep some frames of a clip and generate the others",
     needs=("clip",),
     options=KeptFramesOptions,
     family="extension",
-    trains=True,
+    supports_training=True,
 )(_kept_frames)

@@ -44,7 +44,7 @@ def inpainted(clip: Clip, options: SubjectOptions, networks: Networks) -> Prepar
 
 @task(
     "image_inpainting",
-    summary="the subject of an image is erased and generated",
+    summary="erase the subject of an image and generate it again",
     needs=("image",),
     options=SubjectOptions,
     family="repaint",
@@ -70,11 +70,11 @@ def image_inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
 
 task(
     "inpainting",
-    summary="the subject of a clip is erased and generated; --mode says how it is found",
+    summary="erase the subject of a clip and generate it again; --mode selects how to find it",
     needs=("clip",),
     options=SubjectOptions,
     family="repaint",
-    trains=True,
+    supports_training=True,
 )(inpainting)
 for _mode in _MODES:
     task(
@@ -84,6 +84,6 @@ for _mode in _MODES:
         options=SubjectOptions,
         family="repaint",
         fixed={"mode": _mode},
-        trains=True,
+        supports_training=True,
         network="ground" if _mode in ("label", "caption") else "",
     )(inpainting)

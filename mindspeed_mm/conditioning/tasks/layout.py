@@ -19,16 +19,16 @@ from mindspeed_mm.errors import ConfigError
 class LayoutOptions(TaskOptions):
     """Options for the start and end boxes and the size of the canvas."""
 
-    bbox: Boxes = Field(description="two boxes left,top,right,bottom: the first and the last frame's")
-    label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
-    num_frames: int = Field(default=81, ge=1, le=100_000, description="frames in total")
-    height: int = Field(default=480, ge=16, le=8192, description="of the canvas")
-    width: int = Field(default=832, ge=16, le=8192, description="of the canvas")
+    bbox: Boxes = Field(description="two boxes left,top,right,bottom: in the first and in the last frame")
+    label: str = Field(default="", max_length=200, description="name of the subject; determines the colour")
+    num_frames: int = Field(default=81, ge=1, le=100_000, description="number of frames")
+    height: int = Field(default=480, ge=16, le=8192, description="height of the canvas")
+    width: int = Field(default=832, ge=16, le=8192, description="width of the canvas")
 
 
 @task(
     "layout_bbox",
-    summary="an outlined box moves from one place to another, on white",
+    summary="an outlined box on white that moves from one position to another",
     needs=(),
     options=LayoutOptions,
     family="control",
@@ -39,7 +39,7 @@ def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
         raise ConfigError(
             f"got {len(options.bbox)}",
             where="bbox",
-            expected="two boxes, of the first and the last frame",
+            expected="two boxes: in the first and in the last frame",
             fix="give --bbox LEFT,TOP,RIGHT,BOTTOM LEFT,TOP,RIGHT,BOTTOM",
         )
     size, (start, end) = (options.height, options.width), options.bbox
@@ -61,7 +61,7 @@ def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
     needs=("clip",),
     options=SubjectOptions,
     family="control",
-    trains=True,
+    supports_training=True,
 )
 def layout_track(sources: Sources, options: SubjectOptions) -> Prepared:
     """Prepare the outline of the tracked subject on white."""

@@ -112,12 +112,12 @@ class NamedSubject:
 class TaskOptions(Config):
     """Options common to all tasks."""
 
-    seed: int = Field(default=0, ge=0, description="decides what is drawn at random")
+    seed: int = Field(default=0, ge=0, description="seed of all random choices")
     annotators: str = Field(
         default=ANNOTATORS_FOLDER, description="folder of the ONNX files that depth, pose, … need"
     )
     compat: Literal["none", "official"] = Field(
-        default="none", description="official: the published tool's numbers for gray, flow and depth"
+        default="none", description="official: reproduce the published tool's values for gray, flow and depth"
     )
 
     @property
@@ -129,13 +129,13 @@ class TaskOptions(Config):
 class MaskOptions(TaskOptions):
     """Options for reshaping the mask of a subject."""
 
-    maskaug_mode: MaskAugMode = Field(default="original", description="shape that the masks take")
+    maskaug_mode: MaskAugMode = Field(default="original", description="shape of the masks")
     maskaug_ratio: float = Field(
-        default=0.3, ge=0, le=4, description="how far a side may grow, in parts of the mask's box"
+        default=0.3, ge=0, le=4, description="maximum growth of each side, as a fraction of the mask's box"
     )
     refine: Annotated[Refine, BeforeValidator(_refine)] = Field(
         default=True,
-        description="fit tracked boxes and masks to the frame (GrabCut); fast: large ones at reduced size",
+        description="refine tracked boxes and masks with GrabCut; fast: refine large ones at reduced size",
     )
 
 
@@ -162,18 +162,18 @@ class ReferenceOptions(TaskOptions, NamedSubject):
 class ExtendOptions(TaskOptions):
     """Options for the number of added frames."""
 
-    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="number of frames to generate")
     num_frames: int | None = Field(
-        default=None, ge=2, le=100_000, description="frames in total, in place of expand_num"
+        default=None, ge=2, le=100_000, description="total number of frames; replaces expand_num"
     )
 
 
 class OutpaintOptions(TaskOptions):
-    """Options for the directions in which a picture grows."""
+    """Options for the directions in which to extend a frame."""
 
     direction: Annotated[tuple[Literal["left", "right", "up", "down"], ...], BeforeValidator(_words)] = Field(
         default=("left", "right", "up", "down"), min_length=1, description="any of left, right, up, down"
     )
     expand_ratio: float = Field(
-        default=0.25, gt=0, le=4, description="how far each direction grows, in parts of the source's side"
+        default=0.25, gt=0, le=4, description="growth in each direction, as a fraction of the source's side"
     )

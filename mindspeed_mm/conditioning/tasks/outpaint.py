@@ -1,4 +1,4 @@
-"""Outpainting tasks: the canvas grows, or the border of the picture is erased."""
+"""Outpainting tasks: the canvas grows, or the border of the frame is erased."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mindspeed_mm.errors import ConfigError
 
 
 class GrowOptions(OutpaintOptions):
-    """Options for how much a picture grows, and the multiple to which its sides are rounded up."""
+    """Options for how much a frame grows, and the multiple to which its sides are rounded up."""
 
     multiple: int = Field(
-        default=16, ge=1, le=1024, description="the canvas is rounded up to this; what is added is generated"
+        default=16, ge=1, le=1024, description="round the sides of the canvas up to a multiple of this"
     )
 
 
@@ -45,9 +45,9 @@ class Canvas:
 
 
 def grow(height: int, width: int, options: GrowOptions) -> Canvas:
-    """Compute the canvas of a picture that grows by int(ratio * side) in each requested direction.
+    """Compute the canvas of a frame that grows by int(ratio * side) in each requested direction.
 
-    Pixels that round a side up are added where the picture grows, otherwise on the right or at the bottom.
+    Pixels that round a side up are added where the frame grows, otherwise on the right or at the bottom.
     """
     left, columns = _grow_side(width, "left", "right", options)
     top, rows = _grow_side(height, "up", "down", options)
@@ -68,7 +68,7 @@ def _grow_side(side: int, low: str, high: str, options: GrowOptions) -> tuple[in
 
 @task(
     "outpainting",
-    summary="the picture grows; the border is generated",
+    summary="extend the frame and generate the border",
     needs=("clip",),
     options=GrowOptions,
     family="repaint",
@@ -94,7 +94,7 @@ def outpainting(sources: Sources, options: GrowOptions) -> Prepared:
 
 @task(
     "image_outpainting",
-    summary="an image grows; the border is generated",
+    summary="extend an image and generate the border",
     needs=("image",),
     options=GrowOptions,
     family="repaint",
@@ -114,11 +114,11 @@ def image_outpainting(sources: Sources, options: GrowOptions) -> Prepared:
 
 @task(
     "outpainting_inner",
-    summary="the border is erased and generated; the size stays",
+    summary="erase the border and generate it again; the size is unchanged",
     needs=("clip",),
     options=OutpaintOptions,
     family="repaint",
-    trains=True,
+    supports_training=True,
 )
 def outpainting_inner(sources: Sources, options: OutpaintOptions) -> Prepared:
     """Replace a border of int(ratio * side) pixels with gray on each side in `direction`."""

@@ -21,7 +21,7 @@ RECOMMENDED = 3  # maximum number of references that the released weights were t
 def cut_out(image: Frame, mask: Mask) -> Frame:
     """Crop the image to the bounding box of the subject, and make the background white."""
     box = mask_box(mask)
-    assert box is not None, "an empty mask is refused where it is made"
+    assert box is not None, "image_mask rejects empty masks"
     left, top, right, bottom = box
     inside = mask[top:bottom, left:right, None] > 127
     return np.where(inside, image[top:bottom, left:right], np.uint8(255))
@@ -51,7 +51,7 @@ def subjects(
     check_mode(mode, text, networks)
     notes = []
     if len(images) > RECOMMENDED:
-        notes.append(f"{len(images)} references: the released weights know up to {RECOMMENDED}")
+        notes.append(f"{len(images)} references: the released weights were trained with up to {RECOMMENDED}")
     found = []
     for index, image in enumerate(images):
         if mode == "plain":
@@ -69,7 +69,7 @@ def subjects(
 @task(
     "image_reference",
     "reference_anything",
-    summary="the subjects of images, on white; --mode says how they are found",
+    summary="the subjects of images, on white; --mode selects how to find them",
     needs=("images",),
     options=ReferenceOptions,
     family="reference",
@@ -111,6 +111,6 @@ def image_face(sources: Sources, options: TaskOptions) -> Prepared:
     box: Box | None = networks.open("face")(image)
     if box is None:
         where = sources.names[0] if sources.names else "image 0"
-        raise DataError("no face is found", where=where, fix="give another image, or use image_reference")
+        raise DataError("no face found", where=where, fix="use another image, or the task image_reference")
     left, top, right, bottom = clip_box(box, *image.shape[:2])
     return Prepared(references=(np.ascontiguousarray(image[top:bottom, left:right]),), networks=networks.used)

@@ -1,4 +1,4 @@
-"""Defines what a task is.
+"""Defines the structure of a task.
 
 A task has typed options, required sources, and a function that prepares src_video, src_mask and references.
 
@@ -91,7 +91,7 @@ class Sources:
     clips: tuple[Clip, ...] = ()
     images: tuple[Frame, ...] = ()
     names: tuple[str, ...] = ()  # names of the images, for messages
-    image_remarks: tuple[str, ...] = ()  # what reading the image files ignored or assumed
+    image_remarks: tuple[str, ...] = ()  # remarks on how the image files were read
 
     @classmethod
     def open(cls, videos: Sequence[str | Path] = (), images: Sequence[str | Path] = ()) -> Sources:
@@ -110,7 +110,7 @@ class Sources:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks on what reading the files ignored or assumed, without duplicates.
+        """Remarks on how the files were read, without duplicates.
 
         They contain no paths, so that equal remarks of several samples can be counted.
         """
@@ -120,7 +120,7 @@ class Sources:
 
 
 def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
-    """Open a mask. Adds notes on what reading it ignored or assumed, and on a mask with a single value.
+    """Open a mask. Adds notes on how it was read, and on a mask with a single value.
 
     Raises DataError for a file that is not a mask, or that was written with the values 0 and 1.
     """
@@ -146,7 +146,7 @@ class Prepared:
     networks: Mapping[str, str] = field(default_factory=dict)  # file → sha256
 
     def read(self) -> Iterator[Step]:
-        """Iterate over the frames and their masks. Raises DataError on reaching damage in the source."""
+        """Iterate over the frames and their masks. Raises DataError if the source is damaged."""
         return iter(()) if self.steps is None else self.steps()
 
 
@@ -162,7 +162,7 @@ class Task:
     family: Family
     fixed: Mapping[str, Any] = field(default_factory=dict)  # options that the task name fixes
     network: str = ""  # the annotator that the task requires
-    trains: bool = False  # can make training samples from plain clips, which are then the targets
+    supports_training: bool = False  # can make training samples from plain clips, the targets
 
     def parse(self, values: Mapping[str, Any], where: str) -> Any:
         """Validate plain values as the options of the task.
@@ -181,7 +181,7 @@ class Task:
                 raise ConfigError(
                     f"got {value!r}",
                     where=f"{where}: {key}",
-                    expected=f"{self.fixed[key]!r}, which the name {self.name} says",
+                    expected=f"{self.fixed[key]!r}, which the task {self.name} sets",
                 )
         return parse(self.options, {**values, **self.fixed}, where)
 
@@ -248,13 +248,15 @@ def task(
     family: Family,
     fixed: Mapping[str, Any] | None = None,
     network: str = "",
-    trains: bool = False,
+    supports_training: bool = False,
 ) -> Callable[[Callable[[Sources, O], Prepared]], Callable[[Sources, O], Prepared]]:
     """Register a function as a task under each of `names`."""
 
     def register(run: Callable[[Sources, O], Prepared]) -> Callable[[Sources, O], Prepared]:
         for name in names:
-            entry = Task(name, summary, needs, options, run, family, dict(fixed or {}), network, trains)
+            entry = Task(
+                name, summary, needs, options, run, family, dict(fixed or {}), network, supports_training
+            )
             TASKS.add(name, entry)
         return run
 

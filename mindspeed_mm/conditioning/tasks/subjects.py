@@ -122,7 +122,7 @@ def ground(frame: Frame, text: str, mode: str, networks: Networks) -> Box:
     found: Box | None = networks.open("ground")(frame, text)
     if found is None:
         raise DataError(
-            f"{text!r} is not in frame 0", where=f"mode {mode}", fix="name it otherwise, or give --bbox"
+            f"{text!r} not found in frame 0", where=f"mode {mode}", fix="use another name, or give --bbox"
         )
     return found
 
@@ -193,7 +193,7 @@ def _note_box(box: Box, size: tuple[int, int], notes: list[str]) -> None:
     """Add a note if the box is clipped by the frame. Raises DataError for a box outside the frame."""
     inside = clip_box(box, *size)
     if inside != tuple(int(value) for value in box):
-        notes.append(f"bbox {show_box(box)}: cut at the frame to {show_box(inside)}")
+        notes.append(f"bbox {show_box(box)}: clipped to the frame: {show_box(inside)}")
 
 
 def _note_size(reader: VideoReader, size: tuple[int, int], notes: list[str]) -> None:

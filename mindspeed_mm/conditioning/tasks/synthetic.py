@@ -37,14 +37,18 @@ WEIGHTS = {
 class CropOptions(TaskOptions):
     """Options for crops of the clip as references."""
 
-    references: int = Field(default=0, ge=0, le=16, description="crops of the clip's frames, on white")
+    references: int = Field(
+        default=0, ge=0, le=16, description="number of reference crops of the clip's frames"
+    )
 
 
 class RandomMaskOptions(CropOptions):
     """Options for the shapes of the random masks."""
 
     shapes: dict[str, float] = Field(
-        default=WEIGHTS, min_length=1, description="shape → weight; also blobs and motion"
+        default=WEIGHTS,
+        min_length=1,
+        description="weight of each mask shape; also accepts blobs and motion",
     )
 
     @field_validator("shapes")
@@ -55,23 +59,25 @@ class RandomMaskOptions(CropOptions):
             if name not in known:
                 raise ValueError(f"has no shape {name!r:.40}{did_you_mean(name, known)}; {', '.join(known)}")
             if not 0 < weight <= 1e6:
-                raise ValueError(f"{name} expected more than 0, got {weight:g}")
+                raise ValueError(f"{name} expected a number above 0, got {weight:g}")
         return shapes
 
 
 class ReferenceCropOptions(CropOptions):
     """Options for the number of crops, which is at least one."""
 
-    references: int = Field(default=1, ge=1, le=16, description="crops of the clip's frames, on white")
+    references: int = Field(
+        default=1, ge=1, le=16, description="number of reference crops of the clip's frames"
+    )
 
 
 @task(
     "inpainting_random",
-    summary="masks drawn at random: boxes, frames, strokes, blobs, noise, what moves",
+    summary="random masks: boxes, frames, strokes, blobs, noise, moving regions",
     needs=("clip",),
     options=RandomMaskOptions,
     family="repaint",
-    trains=True,
+    supports_training=True,
 )
 def inpainting_random(sources: Sources, options: RandomMaskOptions) -> Prepared:
     """Prepare the clip with gray under random masks of one shape, and crops of the clip as references."""
@@ -107,7 +113,7 @@ def inpainting_random(sources: Sources, options: RandomMaskOptions) -> Prepared:
     needs=("clip",),
     options=ReferenceCropOptions,
     family="reference",
-    trains=True,
+    supports_training=True,
 )
 def reference_random(sources: Sources, options: ReferenceCropOptions) -> Prepared:
     """Prepare references only: the model generates the whole clip."""

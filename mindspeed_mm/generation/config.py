@@ -97,7 +97,7 @@ class Sources(Config):
         ),
     )
     negative_prompt: str | None = Field(
-        default=None, description="what to avoid; an empty string is used as it is (default: Wan's)"
+        default=None, description="what to avoid; an empty string is used unchanged (default: Wan's)"
     )
     window_prompts: tuple[str, ...] | None = Field(
         default=None,
@@ -211,7 +211,7 @@ class RunConfig(Config):
     quantize: Literal["int8", "fp8"] | None = Field(
         default=None,
         description=(
-            "keep the linear layers of the transformer's blocks in 8 bits, which takes half the "
+            "store the linear layers of the transformer's blocks in 8 bits, which takes half the "
             "memory of bf16"
         ),
     )
@@ -270,8 +270,8 @@ class RunConfig(Config):
     def _shared_or_not(self) -> RunConfig:
         if self.data_parallel and self.sharing:
             raise ValueError(
-                f"data_parallel lets each process make videos of its own, but {' and '.join(self.sharing)} "
-                "would let processes share one; keep one way"
+                f"data_parallel generates a separate video in each process, but {' and '.join(self.sharing)} "
+                "would share each video between processes; remove one or the other"
             )
         return self
 

@@ -28,7 +28,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A denoising step that has been taken."""
+    """A completed denoising step."""
 
     index: int  # from 0
     total: int

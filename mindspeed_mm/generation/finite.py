@@ -32,7 +32,7 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
         raise NonFiniteError(
             "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is "
             "damaged",
-            fix="set vae_dtype to fp32, or fetch the VAE again",
+            fix="set vae_dtype to fp32, or download the VAE again",
         )
     if not all(
         is_finite(rows)
@@ -41,7 +41,7 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
     ):
         raise NonFiniteError(
             "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged",
-            fix="set dtype to fp32, or fetch the text encoder again",
+            fix="set dtype to fp32, or download the text encoder again",
         )
 
 
@@ -71,7 +71,7 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
     if not is_finite(latents):
         cause, fix = "the latents are not finite", "generate them again"
     elif bad:
-        cause, fix = f"the VAE's weights contain NaN or Inf ({bad})", "fetch the VAE again"
+        cause, fix = f"the VAE's weights contain NaN or Inf ({bad})", "download the VAE again"
     elif float(latents.abs().max()) > _TALL:
         cause = f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual"
         fix = "lower guidance_scale or shift"
@@ -90,9 +90,9 @@ def _cause(sampling: SamplingConfig, step: Step) -> tuple[str, str]:
     bad = nonfinite_weights(model)
     if bad:
         cause = f"the transformer's weights contain NaN or Inf ({bad})"
-        return cause, "load an earlier checkpoint or fetch them again"
+        return cause, "load an earlier checkpoint or download them again"
     if extreme := _extreme(sampling):
-        return f"{' and '.join(extreme)}: likely too far from the usual", "use a value near the preset's"
+        return f"{' and '.join(extreme)}: likely too far from usual values", "use a value near the preset's"
     if is_finite(step.prediction.velocity):
         cause = f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas"
         return cause, "use a shift near the preset's"
@@ -105,7 +105,7 @@ def _cause(sampling: SamplingConfig, step: Step) -> tuple[str, str]:
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return (
-        f"the transformer itself answers with NaN or Inf in {dtype}",
+        f"the transformer itself returns NaN or Inf in {dtype}",
         "set dtype to fp32, or lower context_scale",
     )
 

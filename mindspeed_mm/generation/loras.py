@@ -212,7 +212,7 @@ def open_loras(
             total += adapter.count
         if not total:
             raise WeightsError(
-                f"holds nothing for the expert {use.on}", where=use.path, fix="set on to the other one"
+                f"has no weights for the expert {use.on}", where=use.path, fix="set on to the other expert"
             )
     return found
 
@@ -232,7 +232,7 @@ def _load(use: LoraUse, adapter: Adapter, name: str, device: torch.device) -> _U
     }
     if any(tensor is not None and not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise WeightsError(
-            f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"
+            f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file"
         )
     moved = {key: None if tensor is None else tensor.to(device) for key, tensor in tensors.items()}
     return _Update(use, 1.0 if pair is None else pair.scale, **moved)

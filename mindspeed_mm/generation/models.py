@@ -33,7 +33,7 @@ class ModelStore:
         num_experts: int | None = None,
         keep_text_encoder: bool = False,
     ) -> None:
-        """`text_encoder` is a function that loads the text encoder. `experts` may be such a function, too.
+        """`text_encoder` is a function that loads the text encoder. `experts` may also be a loading function.
 
         `keep_text_encoder` keeps the text encoder on the host between videos instead of freeing it.
 
@@ -76,8 +76,8 @@ class ModelStore:
         if self._loaded_text is None:
             if self._text_encoder is None:
                 raise WeightsError(
-                    "this pipeline has no text encoder and does not know the prompt's embedding",
-                    fix="give prompt_embeds, or load it with a text encoder",
+                    "this pipeline has no text encoder and no cached embedding of the prompt",
+                    fix="pass prompt_embeds, or load the pipeline with a text encoder",
                 )
             self._loaded_text = self._text_encoder()
         return self._loaded_text.to(self.accelerator.device)

@@ -1,4 +1,4 @@
-"""Behaviour of other projects that this one deliberately does not share.
+"""Behaviour of other projects that deliberately differs from this one.
 
 Each key reproduces one behaviour. All are off by default.
 

@@ -28,7 +28,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
             raise ConfigError(
                 f"{len(lora.strengths)} numbers for {len(bounds) + 1} phases",
                 where=f"loras[{number}].strength",
-                fix="give at most one for each; phases end at guidance_end and, of two experts, at boundary",
+                fix="give one per phase; phases end at guidance_end and, with two experts, at boundary",
             )
         if not lora.by_phase and len(lora.strengths) not in (1, sampling.steps):
             raise ConfigError(
@@ -40,7 +40,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
 
 
 def changed_from_preset(sampling: SamplingConfig) -> str:
-    """Return how a video differs from its few-step preset, such as `steps 50 instead of 4`, or ""."""
+    """Return the differences of a video from its few-step preset, such as `steps 50 instead of 4`, or ""."""
     numbers: Mapping[str, Any] = FEW_STEPS[sampling.preset][0] if sampling.preset in FEW_STEPS else {}
     mine = {key: getattr(sampling, key) for key in numbers}
     return ", ".join(

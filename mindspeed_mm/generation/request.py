@@ -84,7 +84,7 @@ class GenerationRequest:
             _check_references(sampling, len(inputs.src_ref_images))
         if noise is not None and sampling.is_windowed and sampling.window_mode == "extend":
             raise ConfigError(
-                "is of one window", where="noise", fix="give seed, or window_mode context_windows"
+                "covers only one window", where="noise", fix="set seed, or window_mode to context_windows"
             )
         return cls(
             prompt=config.prompt or "",
@@ -128,7 +128,7 @@ def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
     keeps = inputs.src_mask is not None or inputs.has_ends or inputs.outpaint is not None
     if sampling.paste_back is not None and not keeps:
         raise ConfigError(
-            "copies what a mask keeps, and there is no mask",
+            "copies the pixels that a mask keeps, but there is no mask",
             where="paste_back",
             fix="give a mask, or leave it out",
         )

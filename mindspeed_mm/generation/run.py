@@ -139,7 +139,7 @@ def _generate_windows(
         return _denoise(one, part, _encode(one, part, given, None))
 
     def decode_part(latents: Tensor, num_refs: int) -> list[Frames]:
-        with explain_oom(request.name, "while decoding", "set tiled to always, or take a smaller window"):
+        with explain_oom(request.name, "while decoding", "set tiled to always, or use a smaller window"):
             return list(decode(models, latents, num_refs))
 
     extended = extend(request, whole, make, decode_part, parallel=parallel, store=store)

@@ -39,11 +39,7 @@ class Numbers(WindowKeys):
     )
     preset: Preset = Field(
         default="wan",
-        description=(
-            "project or LoRA whose sampler settings to use; mindspeed also selects MindSpeed-MM's "
-            "three videos; lightx2v-4step and those after it are for few-step LoRAs (default: "
-            "wan)"
-        ),
+        description=(X),
     )
     solver: SolverName = Field(default="unipc", description="sampler (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="number of denoising steps (default: 50)")

@@ -1,4 +1,4 @@
-"""The sizes and lengths that published weights were trained on, and warnings on requests far from them."""
+"""Sizes and lengths that published weights were trained on, and warnings about requests far from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
 
 
 def unusual(config: VaceConfig, sampling: SamplingConfig) -> list[str]:
-    """Return how a request is far from what these weights were trained on; [] for unpublished weights."""
+    """Describe how a request is far from what these weights were trained on; [] for unpublished weights."""
     known = _LARGEST.get(preset_name(config) or "")
     if known is None:
         return []

@@ -104,7 +104,7 @@ def draw_result(
     fps = float(settings["sampling"]["fps"])
     labels = [f"frame {index} · {index / fps:.2f} s" for index in indices]
     strips = [] if conditions is None else condition_strips(conditions, indices)
-    strips.append(Strip(name="output", pictures=pictures, labels=labels, note="what came out"))
+    strips.append(Strip(name="output", pictures=pictures, labels=labels, note="result"))
     return draw_sheet(name, strips, facts=_facts(settings), caption=settings["prompt"], columns=_COLUMNS)
 
 
@@ -118,12 +118,12 @@ def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Str
             Strip(
                 name="references",
                 pictures=pictures,
-                note="what must appear",
+                note="must appear",
                 labels=[f"image {i}" for i in range(len(pictures))],
             )
         )
     if conditions.src_video is not None:
-        note = "what is edited" if conditions.src_mask is not None else "what controls"
+        note = "clip to edit" if conditions.src_mask is not None else "control clip"
         pictures = list(clip_bytes(conditions.src_video, chosen))
         strips.append(Strip(name="src_video", pictures=pictures, note=note))
     if conditions.src_mask is not None:

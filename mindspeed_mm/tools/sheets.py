@@ -38,8 +38,8 @@ class Decoder(Protocol):
 
 
 SHOWN = 8  # images in a row
-_INACTIVE = "what is kept; gray elsewhere"
-_REACTIVE = "what is generated; gray elsewhere"
+_INACTIVE = "pixels to keep; gray elsewhere"
+_REACTIVE = "pixels to generate; gray elsewhere"
 _MASK = "white = generate, black = keep"
 # Maximum number of pixels per frame for decoding clips together. Small frames decode faster together, but
 # large ones would need too much memory.
@@ -54,7 +54,7 @@ def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
     strips = [
         Strip(
             name="video",
-            note="what the model learns to make",
+            note="training target",
             pictures=_clip(sample.video, shown),
             labels=labels,
         )
@@ -63,7 +63,7 @@ def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
         strips.append(
             Strip(
                 name="src_video",
-                note="what is edited",
+                note="clip to edit",
                 pictures=_clip(sample.src_video, shown),
                 labels=labels,
             )
@@ -99,7 +99,7 @@ def feature_sheet(
     draw = _painted(latents, shown) if vae is None else _decoded(vae, shown)
     how = "colours stand for latents" if vae is None else _decoded_note(decoded, cells)
     masked = mask_frames(WAN.video_frames(cells))
-    notes = ("what the model learns to make", _INACTIVE, _REACTIVE)
+    notes = ("training target", _INACTIVE, _REACTIVE)
     names = ("latents", "inactive", "reactive")
     strips = [
         Strip(

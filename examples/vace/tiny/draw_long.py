@@ -87,7 +87,7 @@ def draw(results: dict[str, GenerationResult]) -> Image.Image:
     windows = next(iter(results.values())).settings["windows"]["windows"]
     owner = [max(w["window"] for w in windows if w["frames"][0] <= index) + 1 for index in shown]
     labels = [f"{index} · window {number}" for index, number in zip(shown, owner, strict=True)]
-    strips = [Strip(name="src_video", pictures=list(silhouette()[shown]), note="what controls")]
+    strips = [Strip(name="src_video", pictures=list(silhouette()[shown]), note="control clip")]
     for place, (name, result) in enumerate(results.items()):
         row = Strip(name=name, pictures=list(result.frames[shown]))
         strips.append(replace(row, labels=labels) if place + 1 == len(results) else row)

@@ -78,9 +78,9 @@ class Network:
         except Exception as error:  # onnxruntime has an exception class for each error code
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                                f"cannot be opened as an ONNX network: {reason}",
+                f"cannot be opened as an ONNX network: {reason}",
                 where=display_path(path),
-                fix="download it again",,
+                fix="download it again",
             ) from None
         self.path = path
         self.inputs: Mapping[str, tuple[Any, ...]] = {

@@ -25,7 +25,7 @@ class WindowStore:
     """The files `FOLDER/window_00/latents.safetensors` …, each with a key of everything it depends on."""
 
     def __init__(self, folder: Path, made_by: str) -> None:
-        """`made_by`: what determines the latents besides the request, such as weights and precision."""
+        """`made_by` identifies everything else that determines the latents, such as the weights."""
         self.folder, self.made_by = folder, made_by
 
     def path(self, index: int) -> Path:
@@ -57,7 +57,7 @@ class WindowStore:
             _check_window(latents, found_refs, latent_shape(request.sampling, num_refs), num_refs)
         except MindSpeedMMError as error:
             named = error if error.where else error.at(path)
-            LOGGER.warning("%s; the window is made again", named, extra=on_every_rank())
+            LOGGER.warning("%s; generating the window again", named, extra=on_every_rank())
             return None
         LOGGER.info("  window %d: taken from %s", index + 1, path, extra=on_every_rank())
         return latents

@@ -39,7 +39,10 @@ class Numbers(WindowKeys):
     )
     preset: Preset = Field(
         default="wan",
-        description=(X),
+        description=(
+            "project or LoRA whose sampler settings are used; mindspeed also selects MindSpeed-MM's "
+            "three videos; presets from lightx2v-4step on are for few-step LoRAs (default: wan)"
+        ),
     )
     solver: SolverName = Field(default="unipc", description="sampler (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="number of denoising steps (default: 50)")

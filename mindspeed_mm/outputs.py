@@ -1,16 +1,17 @@
-"""Checks that the results of a run can be written, before any work begins."""
+"""Checks that the results of a run can be written, before any work begins, and explains failed writes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import display_path
 from mindspeed_mm.leftovers import NAME_BYTES, temporary_name
 
@@ -190,3 +191,28 @@ def _check_names(text: str, folder: Path, where: str) -> None:
                 where=f"{where}: {display_path(part)}",
                 fix="choose a shorter one",
             )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Check that the disk of `folder` has about `needed` bytes free. The folder need not exist.
+
+    Raises DataError.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DataError(
+            f"disk has {free / 1e6:.3g} MB free, but about {needed / 1e6:.3g} MB are needed",
+            where=folder,
+            fix="free disk space or choose another output_path",
+        )
+
+
+@contextmanager
+def explain_disk(path: Path) -> Iterator[Path]:
+    """Convert an OSError in the block to a one-line DataError about `path`."""
+    try:
+        yield path
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror or error}"
+        raise DataError(problem, where=path, fix="free disk space or choose another output_path") from None

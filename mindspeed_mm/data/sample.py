@@ -85,17 +85,6 @@ class Inputs(Streams["Clip", "Picture"]):
                 expected=f"at most {MAX_REFERENCES}",
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the paths in the format of job.json and NAME.json."""
-        return {
-            "video": self.src_video,
-            "mask": self.src_mask,
-            "images": list(self.src_ref_images),
-            "first_frame": self.first_frame,
-            "last_frame": self.last_frame,
-            "outpaint": self.outpaint and list(self.outpaint),
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:

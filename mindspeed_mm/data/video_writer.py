@@ -1,13 +1,16 @@
-"""Writes video files. Equal frames yield equal bytes. Does not import torch."""
+"""Converts pixels to frames, and writes video files.
+
+Equal frames yield equal bytes. Does not import torch.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.data.images import Frames, short
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _EXACT = {"fflags": "+bitexact"}  # no random identifiers in Matroska, so that equal frames yield equal files
@@ -131,3 +137,23 @@ def _set_colours(codec: Any) -> None:
 def _even(frame: Frames) -> Frames:
     height, width = frame.shape[:2]
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def picture_frames(pixels: Tensor) -> Frames:
+    """Convert pixels [3, T, H, W] in [-1, 1] to uint8 [T, H, W, 3]."""
+    frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
+    return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def clip_bytes(clip: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
+    """Return a clip of `Conditions` or `ReadConditions`, or its `chosen` frames, as uint8 [T, H, W, 3]."""
+    if isinstance(clip, np.ndarray):
+        return clip if chosen is None else clip[list(chosen)]
+    return picture_frames(clip if chosen is None else clip[:, list(chosen)])
+
+
+def mask_bytes(mask: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
+    """Return a mask, or its `chosen` frames, as uint8 [T, H, W]. White means generate."""
+    if isinstance(mask, np.ndarray):
+        return mask if chosen is None else mask[list(chosen)]
+    return clip_bytes(mask.expand(3, -1, -1, -1) * 2 - 1, chosen)[..., 0]

@@ -1,17 +1,20 @@
-"""Checks latents and pixels for NaN and infinity, and raises errors that name the likely cause.
+"""Explains why latents or pixels are NaN or infinite, with the likely cause and a fix.
 
-The check itself is one reduction per step. All other code in this module runs only after a check has failed.
+This code runs only after a check in `denoise` or `stages.decode` has failed.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import NonFiniteError
-from mindspeed_mm.generation.denoise import Step, StepHook
-from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.finite import is_finite, nonfinite_weights
+
+if TYPE_CHECKING:
+    from mindspeed_mm.generation.denoise import Step
 
 # Bounds that all published settings are well within.
 _CUSTOMARY = {
@@ -21,38 +24,6 @@ _CUSTOMARY = {
     "shift": (0.01, 1000.0),
 }
 _TALL = 1e3  # latents are of order 1, so if a step starts above this value, an earlier step is the cause
-
-
-def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
-    """Check the inputs before the first step.
-
-    Raises NonFiniteError with the model whose output is not finite.
-    """
-    if not is_finite(vace_context):
-        raise NonFiniteError(
-            "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is "
-            "damaged",
-            fix="set vae_dtype to fp32, or download the VAE again",
-        )
-    if not all(
-        is_finite(rows)
-        for rows in (prompts.prompt_embeds, prompts.negative_prompt_embeds)
-        if rows is not None
-    ):
-        raise NonFiniteError(
-            "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged",
-            fix="set dtype to fp32, or download the text encoder again",
-        )
-
-
-def finite_check(sampling: SamplingConfig) -> StepHook:
-    """Return a hook that raises NonFiniteError after the first step that produces NaN or infinite latents."""
-
-    def check(step: Step) -> None:
-        if not is_finite(step.latents):
-            raise explain_step(sampling, step)
-
-    return check
 
 
 def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:

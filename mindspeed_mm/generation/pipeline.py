@@ -10,6 +10,7 @@ result.save("out/ball")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.data.conditions import to_tensors
+from mindspeed_mm.data.conditions import Conditions, to_tensors
+from mindspeed_mm.data.images import Frames
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import Offload, RequestConfig, Tiled, WeightPaths
 from mindspeed_mm.generation.denoise import StepHook
@@ -33,12 +35,13 @@ from mindspeed_mm.generation.loaders import (
 )
 from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
-from mindspeed_mm.generation.outputs import describe
+from mindspeed_mm.generation.outputs import describe, write_conditions, write_outcome
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
-from mindspeed_mm.generation.result import GeneratedVideo, GenerationResult
+from mindspeed_mm.generation.result import GeneratedVideo
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.sampling_config import Preset
 from mindspeed_mm.generation.stages import explain_oom
+from mindspeed_mm.generation.stored import write_latents
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.windows_config import WindowColors, WindowMode
 from mindspeed_mm.log import get_logger
@@ -49,10 +52,38 @@ LOGGER = get_logger(__name__)
 OnStep = Callable[[int, int], None]  # number of completed steps, total number of steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """A video with its latents, conditions and settings."""
+
+    frames: Frames  # uint8 [T, H, W, 3]
+    latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None for window_mode extend
+    num_refs: int
+    conditions: Conditions  # the pixels that conditioned the model
+    settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
+
+    def save(self, path: str | Path) -> Path:
+        """Write PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ (conditions, latents)."""
+        base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
+        fps = float(self.settings["sampling"]["fps"])
+        write_conditions(base, self.conditions, fps)
+        if self.latents is not None:
+            write_latents(base, self.latents, self.num_refs, self.settings)
+        return write_outcome(
+            base.parent,
+            base.name,
+            [self.frames],
+            num_frames=len(self.frames),
+            fps=fps,
+            conditions=self.conditions,
+            settings=lambda: self.settings,
+        )
+
+
 class VacePipeline:
     """Generates videos with a set of models.
 
-    The stages are functions of `models`; see `generation.stages`.
+    The stages are functions of `models`; see `generation.stages` and `generation.denoise`.
     """
 
     def __init__(self, models: ModelStore, config: VaceConfig | None = None) -> None:

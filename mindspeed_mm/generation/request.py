@@ -115,11 +115,23 @@ class GenerationRequest:
             "name": self.name,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "inputs": self.inputs.to_json(),
+            "inputs": self.inputs_to_json(),
             "sampling": self.sampling.model_dump(mode="json"),
             **({"loras": [lora.model_dump(mode="json") for lora in self.loras]} if self.loras else {}),
             **({} if self.task is None else {"task": self.task.to_json()}),
             **({"window_prompts": list(self.window_prompts)} if self.window_prompts else {}),
+        }
+
+    def inputs_to_json(self) -> dict[str, Any]:
+        """Return the paths of the inputs as job.json and NAME.json store them."""
+        inputs = self.inputs
+        return {
+            "video": inputs.src_video,
+            "mask": inputs.src_mask,
+            "images": list(inputs.src_ref_images),
+            "first_frame": inputs.first_frame,
+            "last_frame": inputs.last_frame,
+            "outpaint": inputs.outpaint and list(inputs.outpaint),
         }
 
 

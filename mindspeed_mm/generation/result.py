@@ -1,13 +1,12 @@
-"""The data of a generation: prompt embeddings, timings, and the video with its settings."""
+"""The data of a generation: prompt embeddings, timings, predicted velocities and the video."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.data.images import Frames
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.stored import write_latents
-from mindspeed_mm.generation.writer import Frames, write_conditions, write_outcome
+from mindspeed_mm.models.wan.vace import VaceTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,18 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The velocity at one step, and how it was computed."""
+
+    velocity: Tensor  # guided, [1, 16, R+F, h, w] fp32
+    outputs: Sequence[Tensor]  # raw model outputs, one per forward pass
+    model: VaceTransformer
+
+
+PredictFn = Callable[[Tensor, Tensor], Prediction]  # latents, timestep [1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GeneratedVideo:
     """A generated video before it is decoded and written. Exists only on the main process."""
 
@@ -77,31 +88,3 @@ class GeneratedVideo:
     latents: Tensor | None  # [16, R+F, h, w], references first; None for a video with several latents
     chunks: Callable[[], Iterator[Frames]]  # the frames [t, H, W, 3], a few at a time
     report: Callable[[], dict[str, Any]]  # drift and seams of windows; to be called after the last frame
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationResult:
-    """A video with its latents, conditions and settings."""
-
-    frames: Frames  # uint8 [T, H, W, 3]
-    latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None for window_mode extend
-    num_refs: int
-    conditions: Conditions  # the pixels that conditioned the model
-    settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
-
-    def save(self, path: str | Path) -> Path:
-        """Write PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ (conditions, latents)."""
-        base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
-        fps = float(self.settings["sampling"]["fps"])
-        write_conditions(base, self.conditions, fps)
-        if self.latents is not None:
-            write_latents(base, self.latents, self.num_refs, self.settings)
-        return write_outcome(
-            base.parent,
-            base.name,
-            [self.frames],
-            num_frames=len(self.frames),
-            fps=fps,
-            conditions=self.conditions,
-            settings=lambda: self.settings,
-        )

@@ -5,16 +5,18 @@ Shared by VacePipeline, the command line and validation videos.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.data.images import Frames
+from mindspeed_mm.data.video_writer import clip_bytes, mask_bytes
 from mindspeed_mm.generation.conditions import conditions_of, read_conditions
-from mindspeed_mm.generation.denoise import Step, StepHook
+from mindspeed_mm.generation.denoise import Step, StepHook, denoise
 from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
@@ -22,19 +24,20 @@ from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import GeneratedVideo, PromptEmbeds
 from mindspeed_mm.generation.stages import (
     decode,
-    denoise,
     encode_conditions,
     encode_prompts,
     explain_oom,
 )
 from mindspeed_mm.generation.windows.extend import extend
-from mindspeed_mm.generation.windows.finish import finished_chunks
+from mindspeed_mm.generation.windows.paste import paste_chunks
+from mindspeed_mm.generation.windows.report import Watch, report
 from mindspeed_mm.generation.windows.store import WindowStore
-from mindspeed_mm.generation.writer import Frames
+from mindspeed_mm.generation.windows_config import WindowKeys
 from mindspeed_mm.geometry import WAN
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
+Chunks = Callable[[], Iterator[Frames]]  # frames [t, H, W, 3]; each call restarts at the first frame
 OnConditions = Callable[[GenerationRequest, Conditions], None]
 
 
@@ -91,7 +94,7 @@ def generate(
     def finish_on_main() -> T:
         assert source.conditions is not None
         num_refs = len(source.conditions.src_ref_images)
-        chunks, report = finished_chunks(
+        chunks, measured = _finished_chunks(
             lambda: decode(models, latents, num_refs), request.sampling, source.conditions
         )
         return finish(
@@ -101,11 +104,39 @@ def generate(
                 num_refs=num_refs,
                 latents=latents,
                 chunks=chunks,
-                report=report,
+                report=measured,
             )
         )
 
     return parallel.run_on_main(finish_on_main)
+
+
+def _finished_chunks(
+    frames: Chunks, keys: WindowKeys, conditions: Conditions
+) -> tuple[Chunks, Callable[[], dict[str, Any]]]:
+    """Return the finished frames of a video, and a function that reports on it once they are consumed.
+
+    The report is {} for a video of one window.
+    """
+    watch = Watch()
+
+    def chunks() -> Iterator[Frames]:
+        found = frames()
+        if (
+            keys.paste_back is not None
+            and conditions.src_video is not None
+            and conditions.src_mask is not None
+        ):
+            source, mask = clip_bytes(conditions.src_video), mask_bytes(conditions.src_mask)
+            found = paste_chunks(found, source, mask, keys.paste_back)
+        yield from watch.watched(found) if keys.is_windowed else found
+
+    def measured() -> dict[str, Any]:
+        if not keys.is_windowed or not watch.colors:
+            return {}
+        return report(keys, watch, [{} for _ in keys.windows])
+
+    return chunks, measured
 
 
 def _generate_windows(
@@ -124,7 +155,7 @@ def _generate_windows(
             on_conditions(request, whole)
         return whole
 
-    share_prompts(models, [request], parallel)
+    share_prompts(models, request.prompts, parallel)
     whole = parallel.run_on_main(read)
     steps, count = request.sampling.steps, len(request.sampling.windows)
 
@@ -194,7 +225,7 @@ def _encode(
 ) -> Encoded:
     """Encode pixels and prompts on the main process, and send the results to all processes."""
     models, parallel = run.models, run.parallel
-    rows = share_prompts(models, [request], parallel)
+    rows = share_prompts(models, request.prompts, parallel)
 
     def encode() -> Tensor:
         assert conditions is not None
@@ -220,16 +251,17 @@ def _prompts_of(request: GenerationRequest, rows: Mapping[str, Tensor]) -> tuple
 
 
 def share_prompts(
-    models: ModelStore, requests: Sequence[GenerationRequest], parallel: SingleProcess = SINGLE
+    models: ModelStore, prompts: Iterable[str], parallel: SingleProcess = SINGLE
 ) -> dict[str, Tensor]:
-    """Return the embeddings [L, text_dim] of all prompts of `requests`, on every process.
+    """Return the embedding [L, text_dim] of each prompt, on every process.
 
-    The main process encodes all of them before any video is generated.
+    The main process encodes the new prompts. Pass those of all requests before the first video is generated,
+    so that the text encoder is loaded once.
     """
-    texts = [text for request in requests for text in request.prompts]
-    if any(text not in models.cached_prompts for text in texts):
+    prompts = list(prompts)
+    if any(prompt not in models.cached_prompts for prompt in prompts):
         with explain_oom(""):
             models.cached_prompts.update(
-                parallel.run_on_main_and_broadcast(lambda: encode_prompts(models, texts))
+                parallel.run_on_main_and_broadcast(lambda: encode_prompts(models, prompts))
             )
-    return {text: models.cached_prompts[text] for text in texts}
+    return {prompt: models.cached_prompts[prompt] for prompt in prompts}

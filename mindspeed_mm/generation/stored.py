@@ -17,9 +17,8 @@ from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, json_type, parse_json
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.windows_config import LATENTS_FILE
-from mindspeed_mm.generation.writer import explain_disk
 from mindspeed_mm.geometry import WAN
-from mindspeed_mm.outputs import name_problem
+from mindspeed_mm.outputs import explain_disk, name_problem
 
 FILE_NAME = LATENTS_FILE
 _DTYPES = ("F32", "BF16", "F16")

@@ -18,23 +18,23 @@ from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig
+from mindspeed_mm.generation.denoise import scale_problem
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_text_encoder, load_vae
 from mindspeed_mm.generation.loras import open_loras
 from mindspeed_mm.generation.models import ModelStore
-from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
+from mindspeed_mm.generation.outputs import VideoFiles, bytes_of, versions, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs, TaskRequest
 from mindspeed_mm.generation.run import generate, share_prompts
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.stages import decode, scale_problem
+from mindspeed_mm.generation.stages import decode
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
-from mindspeed_mm.generation.writer import bytes_of, check_space, versions
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
-from mindspeed_mm.outputs import check_names
+from mindspeed_mm.outputs import check_names, check_space
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import write_job
 
@@ -129,7 +129,7 @@ def work(
         )
         return
     models = open_models(job, accelerator, config.trunk.text_len, parallel)
-    share_prompts(models, videos, parallel)
+    share_prompts(models, [prompt for video in videos for prompt in video.prompts], parallel)
     folder = Path(job.run.output_path)
     # A video named "job" writes its own settings to job.json.
     if rank() == 0 and all(video.name != "job" for video in job.videos):

@@ -134,7 +134,8 @@ class ValidationVideos:
             )
             text_len = self.model.config.trunk.text_len
             self._models = open_models(self.job, self.accelerator, text_len, self.parallel, experts)
-            share_prompts(self._models, self.job.videos, self.parallel)
+            prompts = [prompt for video in self.job.videos for prompt in video.prompts]
+            share_prompts(self._models, prompts, self.parallel)
         elif self.parallel.is_main:
             self._models.vae.to(self.accelerator.device)
         return self._models

@@ -20,9 +20,9 @@ from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import TensorSample
+from mindspeed_mm.data.video_writer import picture_frames
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json
-from mindspeed_mm.generation.writer import picture_frames
 from mindspeed_mm.geometry import WAN
 
 

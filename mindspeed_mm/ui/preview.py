@@ -22,7 +22,7 @@ def draw_conditions(request: GenerationRequest) -> tuple[Image.Image | None, tup
     """
     from mindspeed_mm.data.sheet import draw_sheet, spread
     from mindspeed_mm.generation.conditions import read_conditions
-    from mindspeed_mm.generation.writer import condition_strips
+    from mindspeed_mm.generation.outputs import condition_strips
 
     conditions = read_conditions(request)
     strips = condition_strips(conditions, spread(request.sampling.num_frames, _COLUMNS))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.denoise import denoise
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
 from mindspeed_mm.generation.loras import applied
@@ -18,7 +19,6 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.models.source import OpenedModel
 from tests.support.errors import raises

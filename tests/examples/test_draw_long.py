@@ -8,7 +8,7 @@ from pathlib import Path
 import draw_long
 import pytest
 
-from mindspeed_mm.generation.result import GenerationResult
+from mindspeed_mm.generation.pipeline import GenerationResult
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.support.tiny import write_shipped_request
 

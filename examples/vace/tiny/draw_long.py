@@ -22,8 +22,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.files import read_json
-from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.result import GenerationResult
+from mindspeed_mm.generation.pipeline import GenerationResult, VacePipeline
 from mindspeed_mm.log import setup_logging
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models
 from mindspeed_mm.tasks.jobs.generate import GenerateJob

@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.fonts import TextRenderer
 from mindspeed_mm.data.sheet import spread
-from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.result import GenerationResult
-from mindspeed_mm.generation.writer import condition_strips
+from mindspeed_mm.generation.outputs import condition_strips
+from mindspeed_mm.generation.pipeline import GenerationResult, VacePipeline
 from mindspeed_mm.log import setup_logging
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models
 from mindspeed_mm.tasks.jobs.generate import GenerateJob

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mindspeed_mm.generation.denoise import PredictFn, Prediction
+from mindspeed_mm.generation.result import PredictFn, Prediction
 from mindspeed_mm.generation.windows.ramp import ramp
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 

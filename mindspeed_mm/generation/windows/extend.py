@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions, ReadConditions, to_tensors
 from mindspeed_mm.data.resize import to_tensor
+from mindspeed_mm.data.video_writer import clip_bytes, mask_bytes
 from mindspeed_mm.generation.parallel import SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.windows.compose import Composition, Frames
 from mindspeed_mm.generation.windows.context import references_of
 from mindspeed_mm.generation.windows.store import WindowStore
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
-from mindspeed_mm.generation.writer import clip_bytes, mask_bytes
 
 # Window index, its request, its pixels on the main process → latents [16, R+F, h, w] on the host.
 MakeWindow = Callable[[int, GenerationRequest, "Conditions | None"], Tensor]

@@ -14,6 +14,7 @@ import torch
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import NonFiniteError
 from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.denoise import denoise
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import explain_pixels
 from mindspeed_mm.generation.models import ModelStore
@@ -23,7 +24,6 @@ from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.run import generate
-from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tasks.generate_videos import run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob

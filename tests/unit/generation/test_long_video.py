@@ -15,13 +15,13 @@ from mindspeed_mm.data.packed import write_packed
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.config import RequestConfig
-from mindspeed_mm.generation.denoise import Prediction
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.result import Prediction
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.generation.windows.context import ContextWindows, Part, make_parts, window_weights
 from mindspeed_mm.generation.windows.extend import extend, window_request, window_seed

@@ -21,6 +21,7 @@ from mindspeed_mm.data.resize import stretched_reference
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.denoise import denoise
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import FEW_STEPS
 from mindspeed_mm.generation.models import ModelStore
@@ -30,7 +31,6 @@ from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import Preset, SamplingConfig
 from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
-from mindspeed_mm.generation.stages import denoise
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_transformer
 

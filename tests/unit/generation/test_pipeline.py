@@ -16,6 +16,7 @@ from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation import run as run_module
 from mindspeed_mm.generation.config import RequestConfig, WeightPaths
+from mindspeed_mm.generation.denoise import denoise
 from mindspeed_mm.generation.experts import Experts, OffloadedModule
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
@@ -24,7 +25,7 @@ from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.stages import decode, denoise
+from mindspeed_mm.generation.stages import decode
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.data.video_writer import write_video
+from mindspeed_mm.generation import outputs
 from mindspeed_mm.generation import run as generation_run
-from mindspeed_mm.generation import writer
 from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.log import setup_logging
@@ -208,7 +208,7 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer, "write_video", full)
+    monkeypatch.setattr(outputs, "write_video", full)
     line = refused(capsys, config())
     kept = tmp_path / "out" / "video1" / "latents.safetensors"
     assert os.strerror(errno.ENOSPC) in line
@@ -258,8 +258,8 @@ def test_disk_full_while_writing_leaves_nothing(config, tmp_path, monkeypatch, c
         yield next(frames)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    watched = writer._watched
-    monkeypatch.setattr(writer, "_watched", lambda *args: tear(watched(*args)))
+    watched = outputs._watched
+    monkeypatch.setattr(outputs, "_watched", lambda *args: tear(watched(*args)))
     refused(capsys, config())
     assert files(tmp_path / "out") == ["job.json", "video1/latents.safetensors"]
 

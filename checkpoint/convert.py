@@ -119,7 +119,7 @@ def write_module(source: WeightsSource, cfg: ConvertConfig, method: str) -> None
     if path.suffix != ".safetensors" or path.is_dir():
         raise WeightsError(f"got {path.name}", where=path, expected="a name in .safetensors as target_path")
     if not source.has_branch:
-        raise WeightsError("has no VACE branch to write", where=source.path, fix="leave form module out")
+        raise WeightsError("has no VACE branch to write", where=source.path, fix="remove form module")
     trunk, layers = source.config.trunk, source.config.vace_layers
     usual = tuple(range(0, trunk.num_layers, trunk.num_layers // len(layers)))
     if trunk.hidden_size != 128 * trunk.num_heads or layers != usual:

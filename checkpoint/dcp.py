@@ -63,7 +63,7 @@ def _checkpoint(path: Path) -> Path:
         raise WeightsError(
             f"contains no {INDEX}",
             where=f"{folder or path}",
-            fix="give an iter_ folder of a training run whose save finished",
+            fix="use an iter_ folder of a training run whose save finished",
         )
     return folder
 
@@ -71,7 +71,7 @@ def _checkpoint(path: Path) -> Path:
 def _target(path: Path, state: Mapping[str, Any]) -> Target:
     if path.suffix in (".pt", ".pth"):
         if path.is_dir():
-            raise WeightsError("is a folder", where=path, fix="remove it, or give target_path another name")
+            raise WeightsError("is a folder", where=path, fix="remove it, or use another target_path")
         return Target(path.parent, path.name, {path.name: state}, {}, {})
     if path.is_file():
         raise WeightsError(

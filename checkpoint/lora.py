@@ -186,7 +186,7 @@ def _strengths(values: list[float] | float, count: int) -> list[float]:
         raise ConfigError("got an empty list", where="loras", expected="at least one LoRA")
     if len(found) != count:
         raise ConfigError(
-            f"{len(found)} numbers for {count} LoRAs", where="strengths", fix="give one for each"
+            f"{len(found)} numbers for {count} LoRAs", where="strengths", fix="use one for each"
         )
     if odd := [value for value in found if not math.isfinite(value) or abs(value) > 1000]:
         raise ConfigError(f"got {odd[0]:g}", where="strengths", expected="numbers from -1000 to 1000")

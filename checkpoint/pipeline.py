@@ -61,7 +61,7 @@ def assemble(cfg: PipelineConfig) -> None:
     """
     target = Path(cfg.target_path)
     if target.is_file():
-        raise WeightsError("is a file", where=target, fix="give a folder as target_path")
+        raise WeightsError("is a file", where=target, fix="use a folder as target_path")
     parts = open_parts(cfg)
     _log_table(parts, cfg)
     if cfg.dry_run:

@@ -52,7 +52,7 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
             "got a file name",
             where=folder,
             expected="a folder for an MM checkpoint",
-            fix="give a folder as target_path",
+            fix="use a folder as target_path",
         )
     if isinstance(read_tracker(folder), int):
         raise WeightsError("is the folder of a training run", where=folder, fix="choose another target_path")
@@ -78,7 +78,7 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
     tensors = {names.to_theirs(name): tensor for name, tensor in source.tensors.items()}
     if path.suffix in (".pt", ".pth", ".safetensors"):
         if path.is_dir():
-            raise WeightsError("is a folder", where=path, fix="remove it, or give target_path another name")
+            raise WeightsError("is a folder", where=path, fix="remove it, or use another target_path")
         is_torch = path.suffix != ".safetensors"
         return Target(
             folder=path.parent,

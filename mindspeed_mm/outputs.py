@@ -129,7 +129,7 @@ def _checked_text(path: str | Path, where: str) -> str:
         raise ConfigError("is empty", where=where, fix="set a file or folder; . is the working directory")
     if "\0" in text:
         raise ConfigError(
-            "contains a NUL character", where=f"{where}: {text!r:.200}", fix="give a path without it"
+            "contains a NUL character", where=f"{where}: {text!r:.200}", fix="use a path without it"
         )
     try:
         os.fsencode(text)

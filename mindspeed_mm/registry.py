@@ -28,9 +28,7 @@ class Registry(Generic[T]):
     def add(self, name: str, entry: T) -> T:
         """Add an entry, and return it. Raises ConfigError if the name is taken by another one."""
         if self._entries.setdefault(name, entry) is not entry:
-            raise ConfigError(
-                f"{self.kind} {name!r} is registered twice", fix="give one of them another name"
-            )
+            raise ConfigError(f"{self.kind} {name!r} is registered twice", fix="rename one of them")
         return entry
 
     def alias(self, short: str, name: str) -> None:

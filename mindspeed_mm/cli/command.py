@@ -156,7 +156,7 @@ def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[st
             raise ConfigError(
                 f"--config {display_path(path)} and {display_path(found[kind.flag])} are both {kind.what}",
                 where=command.prog,
-                fix="give one",
+                fix="add one",
             )
         found[kind.flag] = path
     twice = [flag for flag in found for word in rest if flag and word.partition("=")[0] == flag]

@@ -261,7 +261,7 @@ class _Loader:
             raise DataError(
                 f"{key} {source.path} is {found}",
                 expected=wanted,
-                fix="give it that size, or set fit to crop",
+                fix="resize it, or set fit to crop",
             )
         scale = max(height / source.height, width / source.width)
         lost = 1 - height * width / (source.height * source.width * scale**2)

@@ -240,7 +240,7 @@ def _check_row(row: Any, where: str) -> None:
             "is a clip, not a feature" if is_clip else "names no feature file",
             where=where,
             expected="an object with the key 'file'",
-            fix="extract features first" if is_clip else f"give the {LISTING} that feature extraction writes",
+            fix="extract features first" if is_clip else f"use the {LISTING} that feature extraction writes",
         )
     shape = row.get("shape")
     if shape is not None and not (_is_counts(shape, at_least=1) and len(shape) == 3):

@@ -55,7 +55,7 @@ def _check_step(stream: str, step: Transform) -> None:
     if step.trans_type not in known:
         raise ValueError(
             f"{step.trans_type} would change {stream} pixels but not src_video, mask and references, "
-            f"which must stay aligned; leave it out (supported: {', '.join(known)})"
+            f"which must stay aligned; remove it (supported: {', '.join(known)})"
         )
     for name, value in step.param.items():
         wanted = known[step.trans_type].get(name)

@@ -66,17 +66,15 @@ class Inputs(Streams["Clip", "Picture"]):
         """Raise ConfigError for contradictory inputs. `keys` maps fields to the names used in the message."""
         words = keys or {}
         video, *ends = (words.get(key, key) for key in ("src_video", "first_frame", "last_frame"))
-        made = "which make their own src_video and src_mask"
+        made = "which create their own src_video and src_mask"
         others = {"src_video": self.src_video, "src_mask": self.src_mask, "outpaint": self.outpaint}
         for name, value in others.items():
             key = words.get(name, name)
             address = f"{where}:{key}" if where else key
             if value is not None and self.has_ends:
-                raise ConfigError(
-                    f"contradicts {'/'.join(ends)}, {made}", where=address, fix=f"leave {key} out"
-                )
+                raise ConfigError(f"contradicts {'/'.join(ends)}, {made}", where=address, fix=f"remove {key}")
             if value is not None and self.src_video is None:
-                raise ConfigError(f"applies to {video}, which is missing", where=address, fix=f"give {video}")
+                raise ConfigError(f"applies to {video}, which is missing", where=address, fix=f"set {video}")
         if len(self.src_ref_images) > MAX_REFERENCES:
             key = words.get("src_ref_images", "src_ref_images")
             raise ConfigError(

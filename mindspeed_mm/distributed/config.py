@@ -101,7 +101,7 @@ class ParallelConfig(Config):
         if self.virtual_size > 1 and self.pipeline_model_parallel_size == 1:
             raise ValueError(
                 f"--virtual-pipeline-model-parallel-size {self.virtual_size} needs "
-                "--pipeline-model-parallel-size 2 or more; leave it out, or give both"
+                "--pipeline-model-parallel-size 2 or more; remove it, or set both"
             )
         if (self.context_parallel_algo == "hybrid_cp_algo") != (self.ulysses_degree_in_cp is not None):
             raise ValueError("--context-parallel-algo hybrid_cp_algo and --ulysses-degree-in-cp go together")

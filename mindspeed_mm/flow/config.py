@@ -62,7 +62,7 @@ class ScheduleConfig(Config):
         if self.expert and self.inferred_expert not in (None, self.expert):
             raise ValueError(
                 f"expert is {self.expert!r}, but the timestep boundaries {low} to {high} are those of "
-                f"{self.inferred_expert!r}; leave the boundaries out, expert and boundary are enough"
+                f"{self.inferred_expert!r}; remove the boundaries: expert and boundary are enough"
             )
         return self
 

@@ -66,7 +66,7 @@ class WeightPaths(Config):
     def _one_or_two(cls, value: tuple[str | tuple[str, ...], ...]) -> tuple[str | tuple[str, ...], ...]:
         if len(value) > 2:
             raise ValueError(
-                f"lists {len(value)} models; give one, or [high, low]; shards of one model go into an inner "
+                f"lists {len(value)} models; use one, or [high, low]; shards of one model go into an inner "
                 "list: [[…]]"
             )
         if any(not entry for entry in value):

@@ -44,7 +44,7 @@ def resolve_model_dir(folder: str | Path) -> WeightPaths:
         raise WeightsError(
             "no such folder",
             where=root,
-            fix="give a model folder, an inference JSON, or the parts (WeightPaths)",
+            fix="use a model folder, an inference JSON, or the parts (WeightPaths)",
         )
     transformer = _diffusers_transformers(root) or _official_transformers(root)
     if not transformer:

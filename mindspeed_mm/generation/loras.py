@@ -200,7 +200,7 @@ def open_loras(
             raise ConfigError(
                 f"got {use.on}, but model.transformer names one model",
                 where=f"loras[{number}].on",
-                fix="leave it out",
+                fix="remove it",
             )
         total = 0
         for index, models in enumerate(found):

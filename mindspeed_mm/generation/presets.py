@@ -28,13 +28,13 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
             raise ConfigError(
                 f"{len(lora.strengths)} numbers for {len(bounds) + 1} phases",
                 where=f"loras[{number}].strength",
-                fix="give one per phase; phases end at guidance_end and, with two experts, at boundary",
+                fix="use one per phase; phases end at guidance_end and, with two experts, at boundary",
             )
         if not lora.by_phase and len(lora.strengths) not in (1, sampling.steps):
             raise ConfigError(
                 f"{len(lora.strengths)} numbers for {sampling.steps} steps",
                 where=f"loras[{number}].strength",
-                fix="give one number, or one for each step",
+                fix="use one number, or one for each step",
             )
     return sampling
 
@@ -60,7 +60,7 @@ def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
             raise ConfigError(
                 f"{len(given)} for {count} window{'s' * (count != 1)}{lacks}",
                 where=key,
-                fix="set window to 81" if lacks else "leave the others out, or raise num_frames",
+                fix="set window to 81" if lacks else "remove the others, or raise num_frames",
             )
 
 
@@ -76,7 +76,7 @@ def _follow_timesteps(values: dict[str, Any], given: Mapping[str, Any]) -> None:
     origin = "timesteps" if "timesteps" in given else f"preset {values['preset']}"
     if given.get("steps", count) != count:
         raise ConfigError(
-            f"got {given['steps']}, but {origin} has {count} timesteps", where="steps", fix="leave it out"
+            f"got {given['steps']}, but {origin} has {count} timesteps", where="steps", fix="remove it"
         )
     values["steps"] = count
     if "timesteps" in given and "solver" not in given:
@@ -86,7 +86,7 @@ def _follow_timesteps(values: dict[str, Any], given: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{origin} needs a solver for free timesteps ({free}), without videoxfun_sigmas",
             where="solver",
-            fix="leave it out",
+            fix="remove it",
         )
 
 

@@ -142,7 +142,7 @@ def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
         raise ConfigError(
             "copies the pixels that a mask keeps, but there is no mask",
             where="paste_back",
-            fix="give a mask, or leave it out",
+            fix="set a mask, or remove it",
         )
 
 

@@ -131,7 +131,7 @@ class Numbers(WindowKeys):
     def _euler_alone(self) -> Numbers:
         if self.videoxfun_sigmas and "solver" in self.model_fields_set and self.solver != "euler":
             raise ValueError(
-                f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out"
+                f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; remove one of them"
             )
         return self
 

@@ -42,7 +42,7 @@ def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, I
         raise error.at(where) from None
     if inputs.src_mask is not None:
         if "mask" not in task.options.model_fields:
-            raise ConfigError(f"task {task.name} takes no mask", where=where, fix="leave mask_path out")
+            raise ConfigError(f"task {task.name} takes no mask", where=where, fix="remove mask_path")
         values.setdefault("mask", str(inputs.src_mask))
     options = task.parse(values, where)
     videos = () if inputs.src_video is None else (str(inputs.src_video),)
@@ -84,5 +84,5 @@ def _check_counts(task: Task, videos: Sequence[str], images: Sequence[str], wher
                 f"task {task.name} got {len(given)} {kind}s",
                 where=where,
                 expected=f"at least {fewest}" if len(given) < fewest else f"at most {limit}",
-                fix=f"give {key}" if len(given) < fewest else f"leave {key} out",
+                fix=f"set {key}" if len(given) < fewest else f"remove {key}",
             )

@@ -135,7 +135,7 @@ class WindowKeys(ClipPolicy):
         ]
         if self.window is None:
             if named:
-                raise ValueError(f"{', '.join(named)}: window is missing; set window to 81, or leave it out")
+                raise ValueError(f"{', '.join(named)}: window is missing; set window to 81, or remove it")
             return self
         if self.overlap + self.window_discard >= self.window:
             more = f" and window_discard {self.window_discard}" if self.window_discard else ""
@@ -148,7 +148,7 @@ class WindowKeys(ClipPolicy):
             )
         only_extend = [name for name in named if name in ("window_discard", "window_colors")]
         if self.window_mode == "context_windows" and only_extend:
-            raise ValueError(f"{', '.join(only_extend)}: for window_mode extend; leave it out")
+            raise ValueError(f"{', '.join(only_extend)}: for window_mode extend; remove it")
         return self
 
     @property

@@ -82,7 +82,7 @@ class WeightsSource:
             raise ConfigError(
                 f"contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}",
                 where=where,
-                fix="write the same in both, or name the weights of the model that you mean",
+                fix="set both to the same value, or name the weights of the model that you mean",
             )
 
     @property
@@ -147,7 +147,7 @@ def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> Weights
     the trunk differ from `config`.
     """
     if source.has_branch:
-        raise WeightsError("already has a VACE branch", where=source.path, fix="leave init_from_trunk out")
+        raise WeightsError("already has a VACE branch", where=source.path, fix="remove init_from_trunk")
     wanted = layout(config)
     problems = differences(
         source.shapes, {name: shape for name, shape in wanted.items() if not _in_branch(name)}

@@ -97,7 +97,7 @@ def open_adapter(
     where = files.paths[0].absolute()
     dialect, tensors, _, pairs, extras = _read(files, where, KEY_MAPS)
     if not pairs:
-        raise WeightsError("is a checkpoint without a LoRA", where=where, fix="give one that trained a LoRA")
+        raise WeightsError("is a checkpoint without a LoRA", where=where, fix="use one that trained a LoRA")
     base = extras.get("base")
     place = str(base["path"]) if isinstance(base, dict) and "path" in base else None
     if tensors and place is None:

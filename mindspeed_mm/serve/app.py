@@ -325,7 +325,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
                     "invalid_request",
                     "is the end of the video here",
                     where="first_frame",
-                    fix="leave it out",
+                    fix="remove it",
                 )
             clip = finished or folder / files.pop("src_video")[0]
             return {**files, "first_frame": [keep_tail(clip, overlap, folder).name]}

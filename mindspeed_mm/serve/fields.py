@@ -31,7 +31,7 @@ ALIASES: Mapping[str, str] = {
     "boundary_ratio": "boundary",
 }
 COMPUTED: Mapping[str, str] = {
-    "model": "the served model, or leave it out",
+    "model": "the served model, or remove it",
     "size": "width x height, as 832x480",
     "seconds": "length; num_frames is the nearest 4k+1",
     "extra_params": "an object with more of these fields",
@@ -123,7 +123,7 @@ def _check_task(task: Any) -> None:
     values = {} if not isinstance(task, dict) else task
     for name, value in values.items():
         if name not in SAFE_TASK_TEXTS and _holds_text(value):
-            fix = "upload src_mask" if name == "mask" else "leave it out"
+            fix = "upload src_mask" if name == "mask" else "remove it"
             raise ConfigError("could be a path, which a request cannot name", where=f"task.{name}", fix=fix)
 
 

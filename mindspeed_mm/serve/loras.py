@@ -36,7 +36,7 @@ class Loras:
                     f"no LoRA {name!r:.80} on this server{did_you_mean(name, known)}",
                     where=f"loras[{number}].path",
                     expected=f"one of {', '.join(known)}" if known else "",
-                    fix="" if known else "leave loras out",
+                    fix="" if known else "remove loras",
                 )
 
     def found(self, uses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

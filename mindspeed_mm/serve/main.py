@@ -130,7 +130,7 @@ def read_model(
     Raises ConfigError and WeightsError.
     """
     if (config is None) == (folder is None):
-        raise ConfigError("give CONFIG.json or --model FOLDER, one of them", where=PROG)
+        raise ConfigError("expected either CONFIG.json or --model FOLDER", where=PROG)
     data_dir = Path(settings.data_dir).absolute()
     if config is not None:
         values = overrides.apply(read_json_object(config))

@@ -191,7 +191,7 @@ def _source(path: Path, config: InspectConfig) -> _Source:
             raise ConfigError(
                 "dataset_type is not 'vace'",
                 where=config.data_config,
-                fix="give --data-config a data JSON of raw clips",
+                fix="set --data-config to a data JSON of raw clips",
             )
         video, tokenizer = dataset.preprocess_parameters, dataset.tokenizer_config
     if path.suffix == ".json" and _is_config(path):
@@ -209,7 +209,7 @@ def _source(path: Path, config: InspectConfig) -> _Source:
         raise ConfigError(
             f"{path} is not a data JSON",
             where=f"--set {config.set[0][:80]}",
-            fix="give one with --data-config FILE",
+            fix="set one with --data-config FILE",
         )
     rows = DataSource(data_path=str(path))
     if (
@@ -312,7 +312,7 @@ def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 
     verify = not config.no_verify_checksums
     if config.vae is None:
-        return feature_sheet(path, verify=verify), f"{path} (give --vae to see its latents decoded)"
+        return feature_sheet(path, verify=verify), f"{path} (pass --vae to see its latents decoded)"
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.models.wan.vae import load_vae
 

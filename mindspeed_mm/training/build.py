@@ -113,7 +113,7 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
     if predictor.dtype != fsdp.param_dtype:
         raise ConfigError(
             f"predictor.dtype is {predictor.dtype} but fsdp2_config.yaml:param_dtype is {fsdp.param_dtype}",
-            fix="write the same in both",
+            fix="set both to the same value",
         )
 
 

@@ -108,29 +108,29 @@ def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
     """
     scales = lora_scales(model)
     before = read_scales(saved, folder) if saved is not None else {}
-    upon = f"name {folder} as predictor.from_pretrained and leave --load out"
+    restart = f"set predictor.from_pretrained to {folder} and remove --load"
     if before and not scales:
         raise WeightsError(
-            f"holds a LoRA of {len(before)} layers, the job trains none",
+            f"contains a LoRA of {len(before)} layers, but the job trains none",
             where=folder,
-            fix=f"set --lora-rank and the rest as they were, or to train something else on it {upon}",
+            fix=f"restore --lora-rank and the other LoRA settings, or, to train something else, {restart}",
         )
     if scales and not before:
         raise WeightsError(
-            "holds no LoRA, and the job trains one", where=folder, fix=f"to train a LoRA on it {upon}"
+            "contains no LoRA, but the job trains one", where=folder, fix=f"to train a LoRA on it, {restart}"
         )
     if odd := sorted(scales.keys() ^ before.keys()):
         raise WeightsError(
-            f"its LoRA is on {len(before)} layers, the job's on {len(scales)}; {odd[0]} is on one side only",
+            f"its LoRA is on {len(before)} layers, the job's is on {len(scales)}; only one has {odd[0]}",
             where=folder,
-            fix="set match and on as they were",
+            fix="restore match and on",
         )
     for name in sorted(scales):
         if not math.isclose(scales[name], before[name]):
             raise WeightsError(
-                f"its LoRA has scale {before[name]:g} in {name}, the job has {scales[name]:g}",
+                f"its LoRA has scale {before[name]:g} in {name}, but the job has {scales[name]:g}",
                 where=folder,
-                fix="set rank, alpha and rslora as they were",
+                fix="restore rank, alpha and rslora",
             )
 
 
@@ -145,7 +145,7 @@ def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: boo
         return
     problem = f"was trained with {_describe(before)}, but the job has {_describe(now)}"
     if not finetune:
-        fix = "set quantize as it was, or start over with --finetune"
+        fix = "restore quantize, or start over with --finetune"
         raise WeightsError(problem, where=folder, fix=fix)
     logger.warning(f"{folder}: {problem}")
 
@@ -178,7 +178,7 @@ def check_weights(
         if partial and not foreign:
             advice = (
                 "it contains only trained weights: set predictor.trainable as before, or to train more of "
-                f"the model, set predictor.from_pretrained to {values.folder} and leave --load out"
+                f"the model, set predictor.from_pretrained to {values.folder} and remove --load"
             )
         raise WeightsError(text, where=values.folder, fix=advice)
     for parameter, name in names.items():
@@ -187,7 +187,7 @@ def check_weights(
             raise WeightsError(
                 f"contains {name}, which is 8-bit in the job",
                 where=values.folder,
-                fix=f"set predictor.from_pretrained to {values.folder}, and leave --load out",
+                fix=f"set predictor.from_pretrained to {values.folder}, and remove --load",
             )
         if entry is not None and (
             entry.size != parameter.shape or not entry.properties.dtype.is_floating_point
@@ -196,5 +196,5 @@ def check_weights(
                 f"got {entry.properties.dtype} {list(entry.size)}",
                 where=f"{values.folder}: model.{name}",
                 expected=f"a floating-point weight of {list(parameter.shape)}",
-                fix="set rank as it was" if name.endswith((DOWN, UP)) else "check the model JSON's sizes",
+                fix="restore rank" if name.endswith((DOWN, UP)) else "check the model JSON's sizes",
             )

@@ -97,7 +97,7 @@ def check_save_folder(config: CheckpointConfig) -> None:
         starts = ", and --finetune starts at iteration 0" if config.finetune else ""
         ways = ["choose another folder", f"resume from this one with --load {root}"]
         if same:
-            ways[1] = "leave --finetune out to resume from them"
+            ways[1] = "remove --finetune to resume from them"
         if loaded is None:
             ways.append("or start over in it with --ignore-existing-checkpoints")
         raise WeightsError(
@@ -126,7 +126,7 @@ def _check_empty(root: Path, config: CheckpointConfig) -> None:
         raise WeightsError(
             f"{problem} (no {TRACKER})",
             where=f"--load {root}",
-            fix="name a folder of checkpoints, or leave --load out",
+            fix="name a folder of checkpoints, or remove --load",
         )
     logger.info(f"no checkpoint in {root} yet: starting at iteration 0")
 

@@ -71,7 +71,7 @@ def load_checkpoint(
     values = Values(folder, reader.read_metadata())
     every = {theirs_of(key_map, name) for name in whole_shapes(state.model)}
     check_weights(values, names, every, partial=isinstance(found_base, Mapping))
-    content = raise_on_all_ranks(lambda: _places(values, names, config, accelerator))
+    content = raise_on_all_ranks(lambda: _targets(values, names, config, accelerator))
     try:
         load(content, storage_reader=reader, planner=TensorPlanner())
     except CheckpointException as error:
@@ -80,7 +80,7 @@ def load_checkpoint(
         raise_on_all_ranks(lambda: _fill(state, content, values, names, accelerator))
 
 
-def _places(
+def _targets(
     values: Values, names: Mapping[nn.Parameter, str], config: CheckpointConfig, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Return a nested dict of this rank's tensors to load into, in the layout of the checkpoint."""
@@ -103,9 +103,9 @@ def _places(
     if skips := values.packed("skips"):
         content["skips"] = skips[0]
     if not config.no_load_optim:
-        content |= _optimizer_places(values, names)
+        content |= _optimizer_targets(values, names)
     if not config.no_load_rng:
-        content |= _rng_places(values, rank, rng_state(accelerator))
+        content |= _rng_targets(values, rank, rng_state(accelerator))
     return content
 
 
@@ -140,7 +140,7 @@ def _fill(
             set_rng_state(accelerator, generators)
         except (RuntimeError, TypeError) as error:
             raise WeightsError(
-                f"the random generator refuses its state ({error})",
+                f"the random generator rejects its state ({error})",
                 where=f"{values.folder}: rng",
                 fix="add --no-load-rng",
             ) from None
@@ -195,9 +195,9 @@ def _load_optimizer(
     load_optimizer_state(state.optimizer, found["state"], steps, names)
 
 
-def _optimizer_places(values: Values, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+def _optimizer_targets(values: Values, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
     """Allocate tensors for each parameter's moments, sharded like the parameter, and for its step counter."""
-    places: dict[str, dict[str, Tensor]] = {}
+    targets: dict[str, dict[str, Tensor]] = {}
     by_name: dict[str, list[str]] = {}
     for entry_name in values.entries:
         if entry_name.startswith("optimizer.state."):
@@ -210,9 +210,9 @@ def _optimizer_places(values: Values, names: Mapping[nn.Parameter, str]) -> dict
             assert entry is not None
             size, dtype = entry.size, entry.properties.dtype
             if key == "step" and size.numel() == 1:
-                place = torch.zeros(size, dtype=dtype)
+                target = torch.zeros(size, dtype=dtype)
             elif key in _MOMENTS and size == parameter.shape and dtype.is_floating_point:
-                place = torch.zeros_like(parameter, dtype=dtype)
+                target = torch.zeros_like(parameter, dtype=dtype)
             else:
                 expected = f"one of {', '.join(('step', *_MOMENTS))}, moments of {list(parameter.shape)}"
                 raise WeightsError(
@@ -221,27 +221,27 @@ def _optimizer_places(values: Values, names: Mapping[nn.Parameter, str]) -> dict
                     expected=expected,
                     fix="add --no-load-optim to start with new moments",
                 )
-            places.setdefault(name, {})[key] = place.detach()
+            targets.setdefault(name, {})[key] = target.detach()
     content: dict[str, Any] = {}
     if steps := values.packed("optimizer.group_steps"):
-        content["optimizer"] = {"state": places, "group_steps": steps[0]}
+        content["optimizer"] = {"state": targets, "group_steps": steps[0]}
     if schedule := values.packed("schedule"):
         content["schedule"] = schedule[0]
     return content
 
 
-def _rng_places(values: Values, rank: str, current: Mapping[str, Tensor]) -> dict[str, Any]:
+def _rng_targets(values: Values, rank: str, current: Mapping[str, Tensor]) -> dict[str, Any]:
     """Allocate tensors for this rank's generator states.
 
     A rank that is not in the checkpoint keeps its own generators.
     """
-    places = {kind: tensor for kind in ("cpu", "device") for tensor in values.packed(f"rng.{rank}.{kind}")}
-    for kind, place in places.items():
-        if kind in current and place.shape != current[kind].shape:
+    targets = {kind: tensor for kind in ("cpu", "device") for tensor in values.packed(f"rng.{rank}.{kind}")}
+    for kind, target in targets.items():
+        if kind in current and target.shape != current[kind].shape:
             raise WeightsError(
-                f"got {place.numel()}",
+                f"got {target.numel()}",
                 where=f"{values.folder}: rng.{rank}.{kind}",
                 expected=f"{current[kind].numel()} bytes",
                 fix="add --no-load-rng",
             )
-    return {"rng": {rank: places}} if "cpu" in places else {}
+    return {"rng": {rank: targets}} if "cpu" in targets else {}

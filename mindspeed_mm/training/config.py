@@ -24,17 +24,19 @@ class OptimizerConfig(Config):
     lr_decay_iters: int | None = Field(
         default=None, gt=0, description="length of the decay in iterations (default: the whole run)"
     )
-    lr_decay_samples: int | None = Field(default=None, gt=0, description="the same, in samples")
+    lr_decay_samples: int | None = Field(default=None, gt=0, description="length of the decay in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
         default="exponential", description="how the learning rate decays at the end of WSD"
     )
     lr_wsd_decay_iters: int | None = Field(
         default=None, gt=0, description="length of the final decay of WSD in iterations"
     )
-    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description="the same, in samples")
+    lr_wsd_decay_samples: int | None = Field(
+        default=None, gt=0, description="length of the final decay of WSD in samples"
+    )
     lr_warmup_init: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
     lr_warmup_iters: int = Field(default=0, ge=0, description="length of the linear warm-up in iterations")
-    lr_warmup_samples: int = Field(default=0, ge=0, description="the same, in samples")
+    lr_warmup_samples: int = Field(default=0, ge=0, description="length of the linear warm-up in samples")
     lr_warmup_fraction: float | None = Field(
         default=None,
         ge=0,
@@ -76,7 +78,7 @@ class OptimizerConfig(Config):
     def _muon_needs_torch_adamw(self) -> OptimizerConfig:
         if self.optimizer == "muon" and self.optimizer_selection not in ("fused_torch_adamw", "torch"):
             raise ValueError(
-                "--optimizer muon needs torch's AdamW; leave out --optimizer-selection "
+                "--optimizer muon needs torch's AdamW; remove --optimizer-selection "
                 f"{self.optimizer_selection}"
             )
         return self
@@ -84,7 +86,7 @@ class OptimizerConfig(Config):
     @model_validator(mode="after")
     def _rates_are_ordered(self) -> OptimizerConfig:
         if self.lr is not None and self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; give --min-lr at most --lr")
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; set --min-lr to at most --lr")
         if self.lr is not None and self.lr_warmup_init > self.lr:
             raise ValueError(f"lr_warmup_init {self.lr_warmup_init:g} is above lr {self.lr:g}")
         if self.lr_decay_style == "WSD" and not (self.lr_wsd_decay_iters or self.lr_wsd_decay_samples):
@@ -101,7 +103,7 @@ class OptimizerConfig(Config):
         for names in same:
             given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
             if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} set the same value; give only one")
+                raise ValueError(f"{' and '.join(given)} set the same value; use only one")
         return self
 
 
@@ -134,7 +136,7 @@ class BatchConfig(Config):
     @model_validator(mode="after")
     def _one_length(self) -> BatchConfig:
         if self.train_iters and self.train_samples:
-            raise ValueError("--train-iters and --train-samples set the same value; give only one")
+            raise ValueError("--train-iters and --train-samples set the same value; use only one")
         return self
 
 

@@ -37,7 +37,7 @@ class Muon(torch.optim.AdamW):
                 continue
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for matrices in _portions(parameters):
-                updates = orthogonalised([self._direction(matrix, group["momentum"]) for matrix in matrices])
+                updates = orthogonalized([self._direction(matrix, group["momentum"]) for matrix in matrices])
                 size = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
                 for matrix, update in zip(matrices, updates, strict=True):
                     part = local(matrix)
@@ -62,7 +62,7 @@ class Muon(torch.optim.AdamW):
         return matrix.grad.lerp(state["exp_avg"], momentum)
 
 
-def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Orthogonalize each of `matrices` as a whole, and return this rank's slices.
 
     All matrices have the same shape. Either all are plain tensors, or all are DTensors on the same mesh.

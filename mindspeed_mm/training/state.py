@@ -109,7 +109,7 @@ def load_optimizer_state(
                 raise WeightsError(
                     f"the checkpoint's moments of {name} belong to another optimizer "
                     f"({', '.join(state[name])})",
-                    fix="give --optimizer as before, or add --no-load-optim",
+                    fix="use the same --optimizer as before, or add --no-load-optim",
                 )
     packed["state"] = {
         index: dict(state[names[parameter]])

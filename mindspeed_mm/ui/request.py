@@ -171,11 +171,11 @@ def _check_sources(form: Form, filled: Filled) -> None:
     if not filled.prompt.strip():
         raise ConfigError("is missing", where="prompt", fix="describe the video")
     if form.video and filled.video is None:
-        raise ConfigError("is missing", where="src_video", fix="give a clip")
+        raise ConfigError("is missing", where="src_video", fix="add a clip")
     if form.needs_images and len(filled.images) < form.images[0]:
         raise ConfigError(f"got {len(filled.images)}", where="images", expected=f"at least {form.images[0]}")
     if form.ends and filled.first is None and filled.last is None:
-        raise ConfigError("are missing", where="first and last frame", fix="give one of them")
+        raise ConfigError("are missing", where="first and last frame", fix="add one of them")
     if form.sides and not any(filled.sides):
         raise ConfigError("are all 0", where="sides", fix="extend at least one side")
 

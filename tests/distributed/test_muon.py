@@ -58,7 +58,7 @@ def uneven(mesh_shape: tuple[int, int], shape: tuple[int, int], count: int) -> l
         muon, "ELEMENTS_AT_ONCE", shape[0] * shape[1]
     ):  # one matrix for each rank at a time
         for portion in muon._portions(sharded):
-            slices = muon.orthogonalised([matrix.detach() for matrix in portion])
+            slices = muon.orthogonalized([matrix.detach() for matrix in portion])
             found.append((len(slices), max(float((part - next(wanted)[rows]).norm()) for part in slices)))
     return found
 
@@ -86,7 +86,7 @@ def test_copies_share_the_work_without_gathering_all_slices():
         mesh = init_device_mesh("cpu", (2, 8), mesh_dim_names=("copies", "shards"))
         matrices = [DTensor.from_local(torch.ones(1, 4), mesh, [Replicate(), Shard(0)]) for _ in range(16)]
         with Collectives():
-            muon.orthogonalised(matrices)
+            muon.orthogonalized(matrices)
     finally:
         dist.destroy_process_group()
     # there, back, and to the other copy: 8 of 16 matrices, so 8 slices of 4 numbers (a CPU gathers where

@@ -223,7 +223,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates, for convolution kernels as matrices (Jordan et al. 2024)."""
+    """Momentum with orthogonalized updates, for convolution kernels as matrices (Jordan et al. 2024)."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})

@@ -33,7 +33,7 @@ def clip_box(box: Box, height: int, width: int, where: str = "bbox") -> tuple[in
         raise DataError(
             f"the box {show_box(box)} is outside the frame of {width}x{height}",
             where=where,
-            fix="give left, top, right, bottom in pixels of the source",
+            fix="use left, top, right, bottom in pixels of the source",
         )
     return inside
 

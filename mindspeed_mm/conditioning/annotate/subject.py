@@ -162,7 +162,7 @@ def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels
                 raise DataError(
                     "cannot be followed through the clip",
                     where=f"box {show_box(last)}",
-                    fix="give another box, or a mode without track",
+                    fix="use another box, or a mode without track",
                 ) from None
         else:
             found, (left, top, across, down) = tracker.update(frame)

@@ -111,7 +111,7 @@ def flow(sources: Sources, options: TaskOptions) -> Prepared:
     """Prepare DIS flow with one scale for the whole clip. Raises DataError for a clip of one frame."""
     clip = sources.clip
     if clip.num_frames < 2:
-        raise DataError("has 1 frame; flow needs at least 2", where=clip.path, fix="give a longer clip")
+        raise DataError("has 1 frame; flow needs at least 2", where=clip.path, fix="use a longer clip")
     return controlled(clip, lambda: flow_frames(clip.frames, official=options.official))
 
 

@@ -158,7 +158,7 @@ def kept_frame_indices(clip: Clip, options: KeptFramesOptions) -> set[int]:
         raise DataError(
             f"has {total} frames; mode {options.mode} with ref_num {count} needs {needed}",
             where=clip.path,
-            fix="set a smaller ref_num or give a longer clip",
+            fix="set a smaller ref_num or use a longer clip",
         )
     if options.mode == "random":
         drawn = np.random.default_rng(options.seed).choice(total, count, replace=False)

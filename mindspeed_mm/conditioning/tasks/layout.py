@@ -40,7 +40,7 @@ def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
             f"got {len(options.bbox)}",
             where="bbox",
             expected="two boxes: in the first and in the last frame",
-            fix="give --bbox LEFT,TOP,RIGHT,BOTTOM LEFT,TOP,RIGHT,BOTTOM",
+            fix="pass --bbox LEFT,TOP,RIGHT,BOTTOM LEFT,TOP,RIGHT,BOTTOM",
         )
     size, (start, end) = (options.height, options.width), options.bbox
     for box in (start, end):

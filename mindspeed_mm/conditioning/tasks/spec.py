@@ -209,9 +209,9 @@ class Task:
                     else f"at least {smallest}"
                 )
                 fix = (
-                    f"give {given_as} with {flag}"
+                    f"pass {given_as} with {flag}"
                     if count < smallest
-                    else f"leave {flag} out"
+                    else f"remove {flag}"
                     if not largest
                     else ""
                 )

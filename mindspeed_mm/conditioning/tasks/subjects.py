@@ -122,7 +122,7 @@ def ground(frame: Frame, text: str, mode: str, networks: Networks) -> Box:
     found: Box | None = networks.open("ground")(frame, text)
     if found is None:
         raise DataError(
-            f"{text!r} not found in frame 0", where=f"mode {mode}", fix="use another name, or give --bbox"
+            f"{text!r} not found in frame 0", where=f"mode {mode}", fix="use another name, or pass --bbox"
         )
     return found
 
@@ -174,7 +174,7 @@ def image_mask(
 
 def _open_mask(path: str | None, where: str, notes: list[str]) -> VideoReader:
     if path is None:
-        raise ConfigError("needs a mask", where=where, fix="give --mask FILE, white = the subject")
+        raise ConfigError("needs a mask", where=where, fix="pass --mask FILE, white = the subject")
     return open_task_mask(path, notes)
 
 
@@ -184,7 +184,7 @@ def _one_box(boxes: Sequence[Box], where: str) -> Box:
             f"got {len(boxes)}",
             where=f"{where}: bbox",
             expected="one box",
-            fix="give --bbox LEFT,TOP,RIGHT,BOTTOM",
+            fix="pass --bbox LEFT,TOP,RIGHT,BOTTOM",
         )
     return boxes[0]
 
@@ -209,7 +209,7 @@ def _check_length(reader: VideoReader, clip: Clip) -> None:
         raise DataError(
             f"the mask has {reader.num_frames} frames, the clip {clip.num_frames}",
             where=reader.path,
-            fix="cut both to one length, or give a still mask",
+            fix="cut both to one length, or use a still mask",
         )
 
 
@@ -232,4 +232,4 @@ def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
 
 def _refuse_empty(mask: Mask, where: str) -> None:
     if not mask.any():
-        raise DataError("the subject's mask is empty", where=where, fix="give it with --bbox or --mask")
+        raise DataError("the subject's mask is empty", where=where, fix="set it with --bbox or --mask")

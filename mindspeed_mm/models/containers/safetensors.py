@@ -51,7 +51,7 @@ def read_safetensors(paths: Iterable[Path]) -> Container:
                 raise WeightsError(
                     f"weight {name!r} is also in {home[name]}",
                     where=path,
-                    fix="give the shards of one model only",
+                    fix="use the shards of one model only",
                 )
             tensors[name], home[name] = tensor, path
     return Container(tensors)

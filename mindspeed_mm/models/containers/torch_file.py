@@ -146,10 +146,10 @@ def _why_not(path: Path, error: Exception) -> str:
         return "is empty; copy the file again"
     with suppress(OSError), open(path, "rb") as file:
         if file.read(4) == b"GGUF":
-            return "is a GGUF file, which only a transformer may be; give a .safetensors or .pth file"
+            return "is a GGUF file, which only a transformer may be; use a .safetensors or .pth file"
     reason = why_not_loaded(error)
     if "code from a file" in reason:
-        return f"{reason.removeprefix('it ')}; save its state dict alone with torch.save and give that"
+        return f"{reason.removeprefix('it ')}; save only its state dict with torch.save, and use that file"
     return f"is damaged or no torch file ({reason}); copy the file again"
 
 

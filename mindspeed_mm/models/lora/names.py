@@ -138,7 +138,7 @@ def refuse_unsupported(keys: Iterable[str], where: object) -> None:
             raise WeightsError(
                 f"is of the form {form} ({found[0]}), which is not supported",
                 where=str(where),
-                fix="give a plain LoRA, or merge this one with the tool that made it",
+                fix="use a plain LoRA, or merge this one with the tool that made it",
             )
 
 

@@ -289,13 +289,13 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type", "LORA")
     if str(kind).upper().rpartition(".")[2] != "LORA":
         raise WeightsError(
-            f"peft_type is {kind}, which is not supported", where=where, fix="give a plain LoRA"
+            f"peft_type is {kind}, which is not supported", where=where, fix="use a plain LoRA"
         )
     for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
         if not isinstance(value := config.get(key), bool | None):
             raise WeightsError(f"{key} is {json.dumps(value)[:60]}", where=where, expected="true or false")
         if value and key != "use_rslora":
-            raise WeightsError(f"{key} is set, which is not supported", where=where, fix="give a plain LoRA")
+            raise WeightsError(f"{key} is set, which is not supported", where=where, fix="use a plain LoRA")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise WeightsError(

@@ -91,7 +91,7 @@ def lora_targets(
                 raise ConfigError(
                     f"{saved} is trained in full, but its layer {name} gets a LoRA",
                     where=f"{where}.modules_to_save",
-                    fix="narrow match, or leave it out",
+                    fix="narrow match, or remove it",
                 )
     return found
 
@@ -120,6 +120,6 @@ def quantize_targets(
         raise ConfigError(
             "the model has no frozen linear layer in its blocks",
             where=where,
-            fix="leave it out, or train a LoRA, or a part: predictor.trainable branch or trunk",
+            fix="remove it, or train a LoRA, or a part: predictor.trainable branch or trunk",
         )
     return frozen

@@ -69,7 +69,7 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     except (KeyError, ValueError) as error:
         raise WeightsError(
             f"not a UMT5 encoder: {error} is missing or has another shape",
-            fix="give the official models_t5_umt5-xxl-enc-bf16.pth or a folder of transformers",
+            fix="use the official models_t5_umt5-xxl-enc-bf16.pth or a folder of transformers",
         ) from None
     layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     return {

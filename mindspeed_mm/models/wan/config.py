@@ -218,7 +218,7 @@ class PredictorConfig(WanConfig):
             )
         if dit.vace_pretrained and dit.init_from_trunk:
             raise ValueError(
-                "vace_dit.vace_pretrained and vace_dit.init_from_trunk both give the branch; leave one out"
+                "vace_dit.vace_pretrained and vace_dit.init_from_trunk both define the branch; remove one"
             )
         if dit.vace_pretrained and not self.from_pretrained:
             raise ValueError(

@@ -58,7 +58,7 @@ def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list
         raise ConfigError(
             f"{layers} are {len(layers)} stages, the flags give {count}",
             where=where,
-            fix="make them agree, or leave the key out for even stages",
+            fix="make them agree, or remove the key for even stages",
         )
     return layers
 

@@ -18,7 +18,7 @@ def check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
         raise ConfigError(
             f"{fsdp2.sharding_size} does not divide the {ranks} rank(s)",
             where="fsdp2_config.yaml:sharding_size",
-            fix="write auto, or a divisor",
+            fix="use auto, or a divisor",
         )
     check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
 
@@ -35,11 +35,11 @@ def check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, *, bf16: bool) -
     if predictor.dtype != fsdp2.param_dtype:
         raise ConfigError(
             f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}",
-            fix="write the same in the model JSON and in the FSDP2 YAML",
+            fix="set both to the same dtype",
         )
     if bf16 and predictor.dtype != "bf16":
         raise ConfigError(
             f"contradicts predictor.dtype {predictor.dtype}",
             where="--bf16",
-            fix="leave the flag out, or write bf16",
+            fix="remove the flag, or set bf16",
         )

@@ -174,7 +174,7 @@ class ExtractJob(Config):
         for name in ("mm_data", "mm_model"):
             if getattr(files, name) is None:
                 raise ConfigError(
-                    f"{flag_name(name)} is missing", where=prog, fix="give the path of a JSON file"
+                    f"{flag_name(name)} is missing", where=prog, fix="set it to the path of a JSON file"
                 )
         extract = parse(ExtractConfig, given[ExtractConfig], prog)
         leftover = parse(TrainingFlags, given[TrainingFlags], prog)
@@ -187,7 +187,7 @@ class ExtractJob(Config):
             raise ConfigError(
                 "'feature' names extracted features",
                 where=f"{files.mm_data}:dataset_param.dataset_type",
-                fix="give raw clips",
+                fix="use raw clips",
             )
         model = parse(ExtractModelConfig, overrides.apply(read_json(model_path), "model"), model_path, notes)
         tools_values = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")

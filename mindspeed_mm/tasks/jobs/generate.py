@@ -294,7 +294,7 @@ def _video(
         raise ConfigError(
             "names an expert, but model.transformer names one model",
             where=f"{finder.where}:loras",
-            fix="leave on out",
+            fix="remove `on`",
         )
     if config.task is not None and not decoding:
         from mindspeed_mm.generation.tasks import request_task  # lazy: imports numpy and Pillow

@@ -40,7 +40,7 @@ def as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> di
     notes.append(
         f"preset mindspeed{' (no prompt, and only the keys of MindSpeed-MM)' if by_keys else ''}: "
         f"{len(made.get('tasks') or [{}])} video(s), seed 1, 15 fps, DiffSynth-Studio's sampling"
-        + ("" if "prompt" in values else f"; prompt {MINDSPEED_PROMPT}; give --prompt for your own")
+        + ("" if "prompt" in values else f"; prompt {MINDSPEED_PROMPT}; pass --prompt for your own")
     )
     return made
 
@@ -58,7 +58,7 @@ def suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> Non
             "missing",
             where=f"{where}:prompt",
             fix=(
-                "give prompt or --prompt, or for the videos of MindSpeed-MM's inference JSONs --preset "
+                "set prompt or --prompt, or, for the videos of MindSpeed-MM's inference JSONs, --preset "
                 f"mindspeed (this file is not one of them, as it has {', '.join(others)})"
             ),
         )

@@ -89,7 +89,7 @@ def model_schema(data: DataConfig, model: Any, *, mm_data: str, mm_model: str) -
             "'vace' are raw clips",
             where=f"{mm_data}:dataset_param.dataset_type",
             fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and "
-            f"give dataset_type 'feature', or add {' and '.join(missing)} to {mm_model} to encode "
+            f"set dataset_type to 'feature', or add {' and '.join(missing)} to {mm_model} to encode "
             "them while training",
         )
     return RawModelConfig

@@ -112,7 +112,7 @@ class PretrainJob(Config):
         files = cast(FileConfig, part[FileConfig])
         if files.mm_model is None or files.mm_data is None:
             missing = "--mm-model" if files.mm_model is None else "--mm-data"
-            raise ConfigError(f"{missing} is missing", where=prog, fix="give the path of a JSON file")
+            raise ConfigError(f"{missing} is missing", where=prog, fix="set it to the path of a JSON file")
         overrides = Overrides.parse(cast(OverrideConfig, part[OverrideConfig]).set, OVERRIDDEN)
         parallel = cast(ParallelConfig, part[ParallelConfig])
         model = overrides.apply(read_json(files.mm_model), "model")
@@ -161,7 +161,7 @@ class PretrainJob(Config):
         """Return the job with its sizes filled in. Raises ConfigError if parts of the job conflict."""
         batch, optimizer = self.training.batch, self.training.optimizer
         if optimizer.lr is None:
-            raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
+            raise ConfigError("--lr is missing", where=prog, fix="set it; examples/vace uses 5e-5")
         check_dtype(self.predictor, self.fsdp2, bf16=self.files.bf16)
         is_hybrid = self.parallel.context_parallel_algo == "hybrid_cp_algo"
         flag = "--ulysses-degree-in-cp" if is_hybrid else "--context-parallel-size"
@@ -186,7 +186,7 @@ class PretrainJob(Config):
         check_evaluation(self)
         check_prompts(self)
         if batch.train_iters is None and batch.train_samples is None:
-            raise ConfigError("--train-iters is missing", where=prog, fix="give it or --train-samples")
+            raise ConfigError("--train-iters is missing", where=prog, fix="set it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
         if iters == 0:
             raise ConfigError(

@@ -79,7 +79,7 @@ def _with_lora(found: list[Any], given: Mapping[str, Any], prog: str) -> list[An
     if len(positions) > 1:
         raise ConfigError(f"the model JSON has {len(positions)} LoRAs", where=where, fix="edit the JSON")
     if not positions and "rank" not in given:
-        raise ConfigError("there is no LoRA", where=where, fix="give --lora-rank, too")
+        raise ConfigError("there is no LoRA", where=where, fix="also pass --lora-rank")
     if not positions:
         return [*found, {"type": "lora", **given}]
     return [{**item, **given} if i in positions else item for i, item in enumerate(found)]

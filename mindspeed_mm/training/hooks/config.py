@@ -13,14 +13,14 @@ from mindspeed_mm.registry import Registry
 
 
 class EarlyStopConfig(Config):
-    """End the run when the held-out loss no longer falls."""
+    """End the run when the held-out loss no longer decreases."""
 
     type: Literal["early_stop"] = "early_stop"
     patience: int = Field(
-        default=5, gt=0, le=1000000, description="evaluations in a row without a lower held-out loss"
+        default=5, gt=0, le=1000000, description="consecutive evaluations without a lower held-out loss"
     )
     min_delta: float = Field(
-        default=0.0, ge=0, le=1000000, description="how much lower a loss must be to count as lower"
+        default=0.0, ge=0, le=1000000, description="minimum decrease that counts as a lower loss"
     )
 
 

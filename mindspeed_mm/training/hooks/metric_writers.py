@@ -175,7 +175,7 @@ class Wandb:
             wandb = import_module("wandb")
         except ImportError:
             raise ConfigError(
-                "needs the package wandb", where="--wandb-project", fix="install it, or leave the flag out"
+                "needs the package wandb", where="--wandb-project", fix="install it, or remove the flag"
             ) from None
         self._run = wandb.init(
             project=config.wandb_project,

@@ -27,7 +27,6 @@ from mindspeed_mm.data.content import (
 )
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
 from mindspeed_mm.data.features import FeatureWriter, Finished, read_feature, read_info, read_prompts
-from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.transforms import PixelSample, to_sample
@@ -155,8 +154,9 @@ class Extraction:
             yield from writer.finished(wait=True)
 
     def _task(self, record: SampleRecord, index: ContentIndex) -> ReadTask:
-        known = {path: index.get(path) for _, path in files_of(record)}
-        return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
+        cached = {path: index.get(path) for _, path in record.files}
+        known = {path: digest for path, digest in cached.items() if digest is not None}
+        return ReadTask(record, known, is_known=len(known) == len(cached))
 
     def _find_existing(self, task: ReadTask, latents: PartIndex) -> Finished | None:
         """Return the row as Finished if its files have not changed and its feature exists, else None.

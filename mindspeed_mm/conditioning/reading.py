@@ -10,11 +10,9 @@ from typing import Any
 from mindspeed_mm.data.content import (
     Signature,
     digest_of_values,
-    signature_of,
+    signed_content,
 )
 from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_info
-from mindspeed_mm.data.manifest import files_of
-from mindspeed_mm.data.probe import content_of
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.traits import content_in_slot
 from mindspeed_mm.data.transforms import PixelSample
@@ -53,7 +51,7 @@ class FeatureKeys:
         return {
             **({} if drawn is None else {"synthesis": [_SYNTHESIS, drawn.task, drawn.options]}),
             "schema": SCHEMA_VERSION,
-            "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
+            "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in record.files],
             "pixels": {
                 name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask
             },
@@ -67,12 +65,8 @@ class ReadTask:
 
     record: SampleRecord
     known: Mapping[Path, str]
+    is_known: bool = False  # the hashes of all files are cached
     redo: bool = False  # the feature on disk is damaged
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the hashes of all files are cached."""
-        return all(path in self.known for _, path in files_of(self.record))
 
 
 @dataclass(frozen=True)
@@ -97,12 +91,11 @@ class ReadRow:
         """Hash the files with no cached hash, and decode the row if it has no feature. Raises DataError."""
         contents: Contents = {}
         digests = dict(task.known)
-        for _, path in files_of(task.record):
+        for _, path in task.record.files:
             if path not in digests:
-                signature = signature_of(path)
                 with reading(path):
-                    digests[path] = content_of(path)
-                contents[path] = (signature, digests[path])
+                    contents[path] = signed_content(path)
+                digests[path] = contents[path][1]
         key = self.keys.key(task.record, digests)
         done = not task.redo and stored_info(self.features / f"{key}.safetensors") is not None
         latents_key = self.keys.latents_key(task.record, digests)

@@ -13,14 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_mm.data.check_row import ClipFacts, RowTask, check_row, files_to_open
+from mindspeed_mm.data.check_row import ClipFacts, RowTask, check_row
 from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.content import ClipIndex
 from mindspeed_mm.data.manifest import Manifest, list_problems, scan_manifest
 from mindspeed_mm.data.manifest_row import Problem
-from mindspeed_mm.data.probe import ClipIndex
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.limits import usable_cores
@@ -150,7 +149,7 @@ def check_manifest(
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
     workers = min(usable_cores(), len(manifest.records)) if workers is None else workers
     index = ClipIndex(memory)
-    tasks = _lookup_facts(manifest.records, index)
+    tasks = _row_tasks(manifest.records, index)
     known = [task for task in tasks if task.is_known]
     chunk = max(1, min(_CHUNK, (len(tasks) - len(known)) // (4 * max(workers, 1))))
     facts: list[ClipFacts] = []
@@ -184,14 +183,14 @@ def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
     return []
 
 
-def _lookup_facts(records: Sequence[SampleRecord], index: ClipIndex) -> list[RowTask]:
-    """Look up the records in `index` from many threads, because each lookup is slow on network storage."""
-
-    def lookup(record: SampleRecord) -> RowTask:
-        known = {file: index.get(*file) for file in files_to_open(record)}
-        return RowTask(record, {file: info for file, info in known.items() if info is not None})
-
-    return map_in_threads(lookup, records)
+def _row_tasks(records: Sequence[SampleRecord], index: ClipIndex) -> list[RowTask]:
+    """Return a task for each row, with the cached facts about its files."""
+    files = [[(file.kind, file.path) for file in record.files] for record in records]
+    known = index.get_many(list(dict.fromkeys(chain.from_iterable(files))))
+    return [
+        RowTask(record, {file: known[file] for file in row if file in known})
+        for record, row in zip(records, files, strict=True)
+    ]
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:

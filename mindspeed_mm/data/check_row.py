@@ -5,18 +5,19 @@ Does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.content import Seen, probe_cached
 from mindspeed_mm.data.frames import align, choose, target_size
 from mindspeed_mm.data.images import blank_mask, reject_zero_one
 from mindspeed_mm.data.manifest_row import Problem
-from mindspeed_mm.data.probe import ClipInfo, Kind, Seen, probe_cached
-from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.probe import ClipInfo
+from mindspeed_mm.data.sample import Kind, SampleRecord
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.geometry import WAN
@@ -51,7 +52,7 @@ class RowTask:
     @property
     def is_known(self) -> bool:
         """Whether all facts are cached, so that no file has to be opened."""
-        return all(file in self.known for file in files_to_open(self.record))
+        return all((file.kind, file.path) in self.known for file in self.record.files)
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,6 @@ def check_row(task: RowTask, config: VideoConfig) -> RowResult:
             if other is not None:
                 _try(record, key, partial(align, key, other, video, chosen), problems)
     return RowResult(None if problems else facts, tuple(problems), seen)
-
-
-def files_to_open(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
-    """Yield the files of a row, each with the kind it is read as."""
-    yield from (("clip", path) for path in (record.video, record.src_video) if path is not None)
-    yield from (("mask", path) for path in (record.src_mask,) if path is not None)
-    yield from (("picture", path) for path in record.src_ref_images)
 
 
 def _facts(

@@ -1,14 +1,23 @@
-"""Hashes of file contents, cached by size and timestamp so that a second run does not read the files."""
+"""Facts about the files of a dataset: hashes of their contents, and what a probe found.
+
+Both are cached by size and timestamp, so that a second run does not open the files. Files are looked up from
+many threads, which hides the latency of network storage.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from mindspeed_mm.data.probe import ClipInfo, probe, probe_mask, probe_picture, traits_of
+from mindspeed_mm.data.sample import Kind
+from mindspeed_mm.data.traits import REREAD
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import open_append, parse_json
 from mindspeed_mm.text_encoding import split_lines
@@ -16,6 +25,12 @@ from mindspeed_mm.text_encoding import split_lines
 STATE_FOLDER = "state"  # subfolder of the features with caches of facts about files; may be deleted
 _BLOCK = 1 << 20
 Signature = str  # identifies the state of a file or folder; changes with its size or timestamp
+Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = 32
+# ThreadPoolExecutor.map does not chunk, and submitting a single item costs more than a local stat.
+_AT_ONCE = 256
 
 
 def digest_of(path: Path) -> str:
@@ -29,6 +44,22 @@ def digest_of(path: Path) -> str:
         while block := stream.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
+
+
+def content_of(path: Path) -> str:
+    """Return the hash of a file's bytes, followed by `|` and its traits that version 0.1 read differently.
+
+    Raises OSError and DataError.
+    """
+    found = ",".join(sorted(REREAD & set(traits_of(path))))
+    digest = digest_of(path)
+    return f"{digest}|{found}" if found else digest
+
+
+def signed_content(path: Path) -> tuple[Signature, str]:
+    """Return the signature of a file before it is read, and its content. Raises OSError and DataError."""
+    signature = signature_of(path)
+    return signature, content_of(path)
 
 
 def signature_of(path: Path) -> Signature:
@@ -50,6 +81,80 @@ def digest_of_values(values: Mapping[str, Any]) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Apply `function` to every item and return the results in order. Exceptions propagate."""
+
+    def apply(start: int) -> list[R]:
+        return [function(item) for item in items[start : start + _AT_ONCE]]
+
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        return [result for results in pool.map(apply, range(0, len(items), _AT_ONCE)) for result in results]
+
+
+class ClipIndex:
+    """Cache of probe results, keyed by the size and timestamp of each file.
+
+    A second check of a dataset does not open files that passed the first one. The cache is a file of JSON
+    lines in a folder. Incomplete lines are ignored. If the folder is not writable, nothing is cached on disk.
+    """
+
+    _FILE = "clips.4.jsonl"  # the number changes when `probe` detects more problems
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / self._FILE
+        self._known: dict[tuple[str, str], tuple[Signature, dict[str, Any]]] = {}
+        for line in read_lines(self._path) if self._path is not None and self._path.is_file() else ():
+            if len(line) == 4 and isinstance(line[3], dict):
+                self._known[str(line[0]), str(line[1])] = (str(line[2]), line[3])
+
+    def get(self, kind: Kind, path: Path) -> ClipInfo | None:
+        """Return the result for a file if it was probed and has not changed since, else None."""
+        known = self._known.get((kind, os.path.abspath(path)))
+        try:
+            if not known or known[0] != signature_of(path):
+                return None
+            facts: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in known[1].items()
+            }
+            return ClipInfo(path=path, **facts)
+        except (OSError, TypeError):
+            return None
+
+    def get_many(self, files: Sequence[tuple[Kind, Path]]) -> dict[tuple[Kind, Path], ClipInfo]:
+        """Return the results for those of `files` that `get` knows."""
+        found = map_in_threads(lambda file: self.get(*file), files)
+        return {file: info for file, info in zip(files, found, strict=True) if info is not None}
+
+    def add(self, seen: Seen) -> None:
+        """Store results, each with the file's signature from before the file was opened."""
+        lines: list[list[Any]] = []
+        for (kind, path), (signature, info) in seen.items():
+            facts = {name: value for name, value in asdict(info).items() if name != "path"}
+            lines.append([kind, os.path.abspath(path), signature, facts])
+        if self._path is None or not lines:
+            return
+        try:
+            append_lines(self._path, lines)
+        except OSError:
+            self._path = None
+
+
+def probe_cached(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
+    """Return the facts about a file from `known`, or probe the file and add the result to `seen`.
+
+    Raises DataError.
+    """
+    info = known.get((kind, path))
+    if info is None:
+        try:
+            signature = signature_of(path)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", where=path) from None
+        info = {"picture": probe_picture, "mask": probe_mask, "clip": probe}[kind](path)
+        seen[kind, path] = (signature, info)
+    return info
 
 
 class ContentIndex:

@@ -174,6 +174,17 @@ def frame_at(times: Sequence[float], moment: float) -> int:
     return max(0, bisect_right(times, moment + _SLACK) - 1)
 
 
+def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
+    """Raise DataError if any index is outside a clip of `count` frames."""
+    if not len(indices) or min(indices) < 0 or max(indices) >= count:
+        raise DataError(f"frames {span(indices)} requested from a clip with {count}", where=path)
+
+
+def span(indices: Sequence[int]) -> str:
+    """Format the first and the last frame number for messages."""
+    return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
+
+
 def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
     """Return the height and width at which a clip is used.
 

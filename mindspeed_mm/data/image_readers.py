@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mindspeed_mm.data.frames import check_range
 from mindspeed_mm.data.images import (
     IMAGE_SUFFIXES,
     UNTIMED_FPS,
@@ -155,17 +156,6 @@ class AnimationReader:
             colours = np.asarray(image.convert("RGB"))
             values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
         return as_gray(values)
-
-
-def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
-    """Raise DataError if any index is outside a clip of `count` frames."""
-    if not len(indices) or min(indices) < 0 or max(indices) >= count:
-        raise DataError(f"frames {span(indices)} requested from a clip with {count}", where=path)
-
-
-def span(indices: Sequence[int]) -> str:
-    """Format the first and the last frame number for messages."""
-    return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -152,10 +152,3 @@ def _listed_rows(listing: Path) -> Iterator[Any]:
             yield values
     except DataError as error:
         raise error.advise("write a JSON list, or one object per line") from None
-
-
-def files_of(record: SampleRecord) -> list[tuple[str, Path]]:
-    """Return the files of a row, each with its key."""
-    single = [("video", record.video), ("src_video", record.src_video), ("src_video_mask", record.src_mask)]
-    references = [(f"src_ref_images[{i}]", path) for i, path in enumerate(record.src_ref_images)]
-    return [(key, path) for key, path in single if path is not None] + references

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.data.config import MAX_REFERENCES, ClipRow
+from mindspeed_mm.data.content import map_in_threads
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import (
     json_type,

@@ -6,14 +6,12 @@ Decodes a few frames of a clip, or every image of a folder. Reads nothing else i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mindspeed_mm.data.bitstream import HEAD, SizeWatch, has_several_descriptions
 from mindspeed_mm.data.clips import describe_error, open_clip
-from mindspeed_mm.data.content import Signature, append_lines, digest_of, read_lines, signature_of
 from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, is_animation
 from mindspeed_mm.data.images import IMAGE_SUFFIXES, brightness, image_traits, read_image
 from mindspeed_mm.data.packets import (
@@ -25,7 +23,6 @@ from mindspeed_mm.data.packets import (
     stream_rates,
 )
 from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_rgb
-from mindspeed_mm.data.traits import REREAD
 from mindspeed_mm.data.video import VideoReader, clock, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
@@ -122,17 +119,8 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
         raise describe_error(path, error) from None
 
 
-def content_of(path: Path) -> str:
-    """Return the hash of a file's bytes, followed by `|` and its traits that version 0.1 read differently.
-
-    Raises OSError and DataError.
-    """
-    found = ",".join(sorted(REREAD & set(_traits_of(path))))
-    digest = digest_of(path)
-    return f"{digest}|{found}" if found else digest
-
-
-def _traits_of(path: Path) -> tuple[str, ...]:
+def traits_of(path: Path) -> tuple[str, ...]:
+    """Return the traits of a file of any kind; () if it cannot be read."""
     try:
         return probe(path, mask=True).traits
     except DataError:
@@ -267,66 +255,3 @@ def _check_length(path: Path, stream: Any) -> None:
             where=path,
             fix="copy it again",
         )
-
-
-Kind = Literal["clip", "mask", "picture"]  # how a file was probed
-Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
-
-
-class ClipIndex:
-    """Cache of probe results, keyed by the size and timestamp of each file.
-
-    A second check of a dataset does not open files that passed the first one. The cache is a file of JSON
-    lines in a folder. Incomplete lines are ignored. If the folder is not writable, nothing is cached on disk.
-    """
-
-    _FILE = "clips.4.jsonl"  # the number changes when `probe` detects more problems
-
-    def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / self._FILE
-        self._known: dict[tuple[str, str], tuple[Signature, dict[str, Any]]] = {}
-        for line in read_lines(self._path) if self._path is not None and self._path.is_file() else ():
-            if len(line) == 4 and isinstance(line[3], dict):
-                self._known[str(line[0]), str(line[1])] = (str(line[2]), line[3])
-
-    def get(self, kind: Kind, path: Path) -> ClipInfo | None:
-        """Return the result for a file if it was probed and has not changed since, else None."""
-        known = self._known.get((kind, os.path.abspath(path)))
-        try:
-            if not known or known[0] != signature_of(path):
-                return None
-            facts: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in known[1].items()
-            }
-            return ClipInfo(path=path, **facts)
-        except (OSError, TypeError):
-            return None
-
-    def add(self, seen: Seen) -> None:
-        """Store results, each with the file's signature from before the file was opened."""
-        lines: list[list[Any]] = []
-        for (kind, path), (signature, info) in seen.items():
-            facts = {name: value for name, value in asdict(info).items() if name != "path"}
-            lines.append([kind, os.path.abspath(path), signature, facts])
-        if self._path is None or not lines:
-            return
-        try:
-            append_lines(self._path, lines)
-        except OSError:
-            self._path = None
-
-
-def probe_cached(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
-    """Return the facts about a file from `known`, or probe the file and add the result to `seen`.
-
-    Raises DataError.
-    """
-    info = known.get((kind, path))
-    if info is None:
-        try:
-            signature = signature_of(path)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=path) from None
-        info = {"picture": probe_picture, "mask": probe_mask, "clip": probe}[kind](path)
-        seen[kind, path] = (signature, info)
-    return info

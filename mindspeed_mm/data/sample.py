@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from mindspeed_mm.data.config import MAX_REFERENCES
 from mindspeed_mm.errors import ConfigError
@@ -28,6 +28,7 @@ else:
 
 C = TypeVar("C")
 R = TypeVar("R")
+Kind = Literal["clip", "mask", "picture"]  # what a file is read as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,20 @@ class Synthesis:
     variant: int = 0
 
 
+class RowFile(NamedTuple):
+    """One file of a dataset row, and the key that names it."""
+
+    slot: str  # video, src_video, src_video_mask, src_ref_images[0], …
+    path: Path
+
+    @property
+    def kind(self) -> Kind:
+        """What the file is read as."""
+        if self.slot == "src_video_mask":
+            return "mask"
+        return "picture" if self.slot.startswith("src_ref_images") else "clip"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleRecord(Streams[Path, Path]):
     """One row of a manifest: paths and captions, no tensors. Picklable."""
@@ -108,6 +123,13 @@ class SampleRecord(Streams[Path, Path]):
     def is_plain(self) -> bool:
         """Whether a task can be drawn for the row, because it has neither a src_video nor a mask."""
         return self.src_video is None and self.src_mask is None
+
+    @property
+    def files(self) -> list[RowFile]:
+        """The files that the row names."""
+        single = [("video", self.video), ("src_video", self.src_video), ("src_video_mask", self.src_mask)]
+        references = [RowFile(f"src_ref_images[{i}]", path) for i, path in enumerate(self.src_ref_images)]
+        return [RowFile(slot, path) for slot, path in single if path is not None] + references
 
 
 @dataclass(frozen=True, kw_only=True)

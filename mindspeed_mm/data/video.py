@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_mm.data.clips import describe_error, open_clip
-from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, check_range, is_animation, span
+from mindspeed_mm.data.frames import check_range, span
+from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, is_animation
 from mindspeed_mm.data.images import (
     BLACK,
     IMAGE_SUFFIXES,

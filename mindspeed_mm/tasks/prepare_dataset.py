@@ -27,7 +27,7 @@ from mindspeed_mm.conditioning.sheets import sample_strips
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, count_bounds
 from mindspeed_mm.data.content import digest_of_values, signature_of
 from mindspeed_mm.data.images import read_image
-from mindspeed_mm.data.manifest import FAILURES, Manifest, files_of, scan_manifest
+from mindspeed_mm.data.manifest import FAILURES, Manifest, scan_manifest
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.sheet import Strip, draw_sheet
@@ -67,7 +67,7 @@ class Sample:
                 "version": _VERSION,
                 "task": self.draw.task.name,
                 "options": self.draw.options.model_dump(mode="json"),
-                "files": [[slot, str(path), signature_of(path)] for slot, path in files_of(self.record)],
+                "files": [[slot, str(path), signature_of(path)] for slot, path in self.record.files],
             }
         )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.content import map_in_threads
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
-from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.errors import DataError

@@ -14,7 +14,6 @@ from torch import Tensor
 from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_sample
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.images import image_traits
-from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
@@ -191,7 +190,7 @@ def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
     elif sample.src_mask is not None and bool(sample.src_mask.eq(1).all()):
         facts.append("the mask is white everywhere: nothing of src_video is kept")
     facts += remarks_on(info.traits)
-    for key, path in files_of(record):
+    for key, path in record.files:
         if path == record.video:
             continue
         traits = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindspeed_mm.data import probe as probe_module
+from mindspeed_mm.data import content as content_module
 from mindspeed_mm.data.check import check_dataset, check_manifest
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.manifest import scan_manifest
@@ -164,9 +164,9 @@ def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monke
     first = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
     opened = []
     for name in ("probe", "probe_picture"):
-        once = getattr(probe_module, name)
+        once = getattr(content_module, name)
         monkeypatch.setattr(
-            probe_module, name, lambda path, once=once: (opened.append(path.name), once(path))[1]
+            content_module, name, lambda path, once=once: (opened.append(path.name), once(path))[1]
         )
     again = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
     assert sorted(set(opened)) == ["cut.mp4", "noise.mp4", "text.mp4"]

@@ -9,8 +9,9 @@ from PIL import Image
 
 from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.content import content_of
 from mindspeed_mm.data.images import image_traits
-from mindspeed_mm.data.probe import content_of, probe
+from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import load_mask, load_pixels

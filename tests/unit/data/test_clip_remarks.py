@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindspeed_mm.data.content import content_of
 from mindspeed_mm.data.images import brightness
-from mindspeed_mm.data.probe import content_of, probe, probe_mask
+from mindspeed_mm.data.probe import probe, probe_mask
 from mindspeed_mm.data.traits import content_in_slot, remarks_on
 from mindspeed_mm.data.video import open_video
 from tests.support.clips import numbered, write_as

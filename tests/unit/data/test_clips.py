@@ -17,8 +17,9 @@ from PIL import Image
 from mindspeed_mm.data.check import check_dataset, check_manifest
 from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.content import content_of
 from mindspeed_mm.data.manifest import scan_manifest
-from mindspeed_mm.data.probe import content_of, probe
+from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.traits import content_in_slot
 from mindspeed_mm.data.video import AvReader, open_video
 from mindspeed_mm.errors import ConfigError, DataError

@@ -35,7 +35,7 @@ def check_target(path: str) -> None:
 
 
 def hf_to_mm(cfg: ToMmConfig) -> None:
-    """Original Wan weights (one file or shards) to an MM folder. For A14B, convert each expert separately.
+    """Convert original Wan weights (one file or shards) to an MM folder. Convert each A14B expert separately.
 
     Args:
         cfg: source, target, dtype, pipeline stages.
@@ -50,7 +50,7 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
 
 
 def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
-    """Diffusers weights (the pipeline's folder or its transformer/) to an MM folder.
+    """Convert diffusers weights (the pipeline's folder or its transformer/) to an MM folder.
 
     Args:
         cfg: source, target, dtype, pipeline stages.
@@ -69,7 +69,7 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
 
 
 def mm_to_hf(cfg: FromMmConfig) -> None:
-    """MM or DCP weights to original Wan names: a folder, or one .pt, .pth or .safetensors file.
+    """Convert MM or DCP weights to original Wan names: a folder, or one .pt, .pth or .safetensors file.
 
     Args:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
@@ -87,7 +87,7 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
 
 
 def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
-    """MM or DCP weights to a diffusers transformer folder, or one file in diffusers names.
+    """Convert MM or DCP weights to a diffusers transformer folder, or one file with diffusers names.
 
     Args:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
@@ -106,7 +106,7 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
 
 
 def resplit(cfg: ResplitConfig) -> None:
-    """MM or DCP weights to an MM folder with other pipeline stages; without pp_layers, merged into one file.
+    """Convert MM or DCP weights to an MM folder with other pipeline stages; without pp_layers, to one file.
 
     Args:
         cfg: source, target, dtype, pipeline stages.
@@ -121,7 +121,7 @@ def resplit(cfg: ResplitConfig) -> None:
 
 
 def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
-    """A run's sharded checkpoint to one torch file, like torch's dcp_to_torch.
+    """Convert a run's sharded checkpoint to one torch file, like torch's dcp_to_torch.
 
     No code in the checkpoint is run.
 
@@ -136,7 +136,7 @@ def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
 
 
 def assemble_pipeline(cfg: PipelineConfig) -> None:
-    """Experts of A14B (or one transformer), VAE and text encoder to a WanVACEPipeline folder of diffusers.
+    """Assemble A14B's experts (or one transformer), VAE and text encoder in a diffusers pipeline folder.
 
     Args:
         cfg: the parts, in any known dialect, and the target.
@@ -149,7 +149,7 @@ def assemble_pipeline(cfg: PipelineConfig) -> None:
 
 
 def merge_lora(cfg: MergeLoraConfig) -> None:
-    """Base weights of any dialect plus LoRAs times their strengths, as whole weights.
+    """Merge LoRAs, times their strengths, into base weights of any dialect.
 
     Args:
         cfg: base as source, target, LoRAs, strengths, names to write.
@@ -162,7 +162,7 @@ def merge_lora(cfg: MergeLoraConfig) -> None:
 
 
 def lora_to_peft(cfg: LoraToConfig) -> None:
-    """A LoRA of any dialect, or of a training checkpoint, to a folder of the peft library.
+    """Convert a LoRA of any dialect, or of a training checkpoint, to a peft folder.
 
     Args:
         cfg: source, target, dtype, base of an unpublished model.
@@ -175,7 +175,7 @@ def lora_to_peft(cfg: LoraToConfig) -> None:
 
 
 def lora_to_comfyui(cfg: LoraToConfig) -> None:
-    """A LoRA of any dialect, or of a training checkpoint, to one file for ComfyUI.
+    """Convert a LoRA of any dialect, or of a training checkpoint, to one file for ComfyUI.
 
     Args:
         cfg: source, target, dtype, base of an unpublished model.
@@ -188,7 +188,7 @@ def lora_to_comfyui(cfg: LoraToConfig) -> None:
 
 
 def lora_to_diffusers(cfg: LoraToConfig) -> None:
-    """A LoRA of any dialect, or of a training checkpoint, to one file for diffusers.
+    """Convert a LoRA of any dialect, or of a training checkpoint, to one file for diffusers.
 
     Args:
         cfg: source, target, dtype, base of an unpublished model.
@@ -201,7 +201,7 @@ def lora_to_diffusers(cfg: LoraToConfig) -> None:
 
 
 def lora_to_hf(cfg: LoraToConfig) -> None:
-    """A LoRA of any dialect, or of a training checkpoint, to a folder of peft, or a file for diffusers.
+    """Convert a LoRA of any dialect, or of a training checkpoint, to a peft folder or a file for diffusers.
 
     Args:
         cfg: source, target (its suffix decides the form), dtype, base of an unpublished model.
@@ -214,7 +214,7 @@ def lora_to_hf(cfg: LoraToConfig) -> None:
 
 
 def extract_lora(cfg: ExtractLoraConfig) -> None:
-    """The difference of two checkpoints of one model as a LoRA, with a report of each layer's error.
+    """Extract the difference of two checkpoints of one model as a LoRA, and report each layer's error.
 
     Args:
         cfg: fine-tuned weights as source, base, target, rank, part, program.

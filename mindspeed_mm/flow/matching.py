@@ -23,7 +23,7 @@ class FlowSample:
 
 
 def keyed_generator(seed: int, index: int, purpose: str = "flow") -> torch.Generator:
-    """A CPU generator that depends only on (seed, index, purpose), not on the rank or on earlier draws."""
+    """Return a CPU generator that depends only on (seed, index, purpose), not on rank or earlier draws."""
     digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 

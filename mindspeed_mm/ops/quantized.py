@@ -99,7 +99,7 @@ class QuantizableLinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         return linear(self, x)
 
 

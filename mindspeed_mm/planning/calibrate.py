@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 
 def calibration_file() -> Path:
-    """`calibration.json` in the user's cache: $XDG_CACHE_HOME or ~/.cache."""
+    """Return the path of `calibration.json` in the user's cache: $XDG_CACHE_HOME or ~/.cache."""
     return (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspeed_mm" / "calibration.json"
     )

@@ -1,9 +1,9 @@
-"""Specifications of devices, from the data sheets of their makers. Rates are dense, without sparsity.
+"""Specifications of devices, from their manufacturers' data sheets. Rates are dense, without sparsity.
 
 H100, H200, A100, B200: NVIDIA's data sheets of the SXM boards and of DGX systems (B200: 1440 GB for eight).
 RTX 4090 and 5090: NVIDIA's Ada and Blackwell architecture papers, bf16 with fp32 accumulation; no NVLink.
 Ascend 910B: Atlas 800T A2. Ascend 910C: https://arxiv.org/abs/2506.12708; one of its two dies is one device.
-Power is the board's limit; None where its maker publishes none.
+Power is the board's limit; None if the manufacturer publishes none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Device:
     waits: bool = False
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of products in bf16 or fp32."""
+        """Return the peak FLOP/s of products in bf16 or fp32."""
         return 1e12 * (self.single if dtype == "fp32" else self.half)
 
 

@@ -51,7 +51,7 @@ _OVERLAP = 9  # default number of frames at the end of a video with which an ext
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
-        400: "a field or file is wrong",
+        400: "a field or file is invalid",
         401: "wrong token",
         404: "no such video",
         409: "the video is not finished",
@@ -194,7 +194,7 @@ def build_app(service: Service, token: str | None) -> Guard:
 
     app = FastAPI(
         title="VACE videos",
-        summary="Make and edit videos: the /v1/videos API with src_video, src_mask and references.",
+        summary="Generate and edit videos: the /v1/videos API with src_video, src_mask and references.",
         version="1",
         lifespan=lifespan,
         redoc_url=None,
@@ -277,7 +277,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/videos/extensions",
         openapi_extra=body_schema(edit=True, overlap=True),
-        summary="A video that continues another from its end",
+        summary="Extend a video beyond its end",
         **make,
     )
     async def extend(request: Request) -> Video:
@@ -323,7 +323,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
                 raise ApiError(
                     400,
                     "invalid_request",
-                    "is the end of the video here",
+                    "is taken from the end of the video",
                     where="first_frame",
                     fix="remove it",
                 )
@@ -332,7 +332,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
         return service.create(fields, prepare, source=source)
 
-    @app.post("/v1/videos/{video_id}/remix", summary="The same inputs with another prompt", **make)
+    @app.post("/v1/videos/{video_id}/remix", summary="Generate again with another prompt", **make)
     async def remix(video_id: str, request: Request) -> Video:
         service.check_ready()
         async with read_body(request, service.settings) as (given, uploads):
@@ -346,7 +346,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         sources = service.folders.inputs(video_id, job.request["files"])
         return service.create(fields, lambda folder: link_inputs(sources, folder), source=video_id)
 
-    @app.get("/v1/videos", response_model=VideoList, summary="The videos, newest first")
+    @app.get("/v1/videos", response_model=VideoList, summary="List the videos, newest first")
     def page(
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -364,7 +364,9 @@ def _add_videos(app: FastAPI, service: Service) -> None:
             has_more=has_more,
         )
 
-    @app.get("/v1/videos/{video_id}", response_model=Video, responses=_ERRORS, summary="State and progress")
+    @app.get(
+        "/v1/videos/{video_id}", response_model=Video, responses=_ERRORS, summary="Get the state and progress"
+    )
     def get(video_id: str) -> Video:
         return service.show(service.find(video_id))
 
@@ -381,7 +383,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
         responses=_ERRORS,
-        summary="The video, or pictures of it",
+        summary="Download the video or images of it",
     )
     def content(
         video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "sheet", "source"] = "video"
@@ -401,7 +403,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
             return FileResponse(sheet, media_type="image/png")
         return FileResponse(spritesheet(path), media_type="image/jpeg")
 
-    @app.get("/v1/models", summary="What this server makes videos with")
+    @app.get("/v1/models", summary="List the served model")
     def models() -> dict[str, Any]:
         shown = {"id": service.model, "object": "model", "owned_by": "local"}
         defaults = {name: value for name, value in service.base.items() if name in FIELDS and name != "loras"}
@@ -411,17 +413,17 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="The server answers")
+    @app.get("/health", summary="Check that the server responds")
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="The models are loaded")
+    @app.get("/ready", summary="Check that the models are loaded")
     def ready() -> JSONResponse:
         state, _ = service.engine.state()
         headers = {} if state == "ready" else {"Retry-After": "10"}
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503, headers=headers)
 
-    @app.get("/metrics", response_class=PlainTextResponse, summary="For Prometheus")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Get Prometheus metrics")
     def metrics() -> Response:
         body, media_type = exposition(service.store, service.engine)
         return Response(body, media_type=media_type)

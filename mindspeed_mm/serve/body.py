@@ -75,7 +75,7 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
                     raise ApiError(
                         400,
                         "invalid_request",
-                        "is no name for a file",
+                        "is not a name for a file",
                         where=f"{name:.60}",
                         expected=" or ".join(SLOTS),
                     )
@@ -155,5 +155,5 @@ def _video_id(video: Any) -> str | None:
     if isinstance(video, dict):
         video = video.get("id")
     if video is not None and not isinstance(video, str):
-        raise ApiError(400, "invalid_request", "is no id", where="video", expected="the id of a video")
+        raise ApiError(400, "invalid_request", "is not an id", where="video", expected="the id of a video")
     return video

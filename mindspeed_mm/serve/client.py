@@ -83,7 +83,7 @@ class Client:
                 if response.status_code < 500:
                     state: dict[str, Any] = self._checked(response).json()
                     return state
-                problem = LaunchError(f"answers {response.status_code}", where=self.base)
+                problem = LaunchError(f"responds with {response.status_code}", where=self.base)
             except LaunchError as error:
                 problem = error
             if time.monotonic() > until:
@@ -139,7 +139,7 @@ class Client:
         raise ConfigError(
             details.get("problem")
             or details.get("message")
-            or f"answers {response.status_code} {response.reason}",
+            or f"responds with {response.status_code} {response.reason}",
             where=": ".join(filter(None, [self.base, details.get("where")])),
             expected=details.get("expected", ""),
             fix=f"set {TOKEN}" if response.status_code == 401 else details.get("fix", ""),
@@ -219,7 +219,7 @@ def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
         raise ConfigError(
             "cannot be sent to a server",
             where=f"{video.name}: task",
-            fix="make its inputs with vace prepare first",
+            fix="create its inputs with vace prepare first",
         )
     loras = [{**lora.model_dump(mode="json"), "path": Path(lora.path).name} for lora in video.loras]
     values = {
@@ -250,7 +250,7 @@ def files_of(video: GenerationRequest) -> dict[str, list[Path]]:
         ):
             if path.is_dir():
                 raise DataError(
-                    "is a folder, which cannot be sent", where=path, fix="make a clip of its images"
+                    "is a folder, which cannot be sent", where=path, fix="convert its images to a clip"
                 )
             found.setdefault(slot, []).append(path)
     return found

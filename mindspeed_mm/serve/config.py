@@ -13,8 +13,10 @@ from mindspeed_mm.config.schema import Config
 class ServeConfig(Config):
     """The settings of a server."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; any but loopback needs a token")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; others than loopback need a token"
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 = any free port")
     data_dir: str = Field(
         default="./outputs/serve", description="folder of the queue, the uploads and the videos"
     )
@@ -25,13 +27,14 @@ class ServeConfig(Config):
         ),
     )
     allowed_hosts: tuple[str, ...] = Field(
-        default=(), description="names by which clients may call this server, besides loopback and --host"
+        default=(), description="additional host names under which clients may reach this server"
     )
     cors_origins: tuple[str, ...] = Field(
-        default=(), description="web pages that may call this server, as https://example.org (default: none)"
+        default=(),
+        description="origins of web pages that may call this server, as https://example.org (default: none)",
     )
     model_name: str | None = Field(
-        default=None, description="what `model` is called in requests (default: the folder's name)"
+        default=None, description="name of the model in requests (default: the folder's name)"
     )
     engine: Literal["processes", "ray"] = Field(
         default="processes",
@@ -44,29 +47,44 @@ class ServeConfig(Config):
         default=None, description="folder of the LoRAs that requests may name (default: none)"
     )
     devices: int = Field(
-        default=1, ge=1, le=1024, description="processes of this machine, or replicas of Ray, one a device"
+        default=1, ge=1, le=1024, description="number of local processes or Ray replicas, one per device"
     )
-    max_queue: int = Field(default=100, ge=1, le=1_000_000, description="videos that may wait; more get 429")
-    max_upload_mb: int = Field(default=512, ge=1, le=1 << 20, description="size of one request's uploads")
-    max_files: int = Field(default=16, ge=1, le=1000, description="files of one request")
-    max_clip_seconds: float = Field(default=120.0, gt=0, le=1e6, description="length of an uploaded clip")
+    max_queue: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="maximum number of queued videos; further requests get 429",
+    )
+    max_upload_mb: int = Field(
+        default=512, ge=1, le=1 << 20, description="maximum size of one request's uploads in MB"
+    )
+    max_files: int = Field(default=16, ge=1, le=1000, description="maximum number of files in one request")
+    max_clip_seconds: float = Field(
+        default=120.0, gt=0, le=1e6, description="maximum length of an uploaded clip"
+    )
     max_clip_pixels: int = Field(
-        default=3840 * 2160, ge=256, le=1 << 30, description="width x height of an uploaded clip or image"
+        default=3840 * 2160,
+        ge=256,
+        le=1 << 30,
+        description="maximum width x height of an uploaded clip or image",
     )
     max_video_pixels: int = Field(
-        default=81 * 1280 * 720 * 2, ge=256, le=1 << 40, description="frames x width x height of one result"
+        default=81 * 1280 * 720 * 2,
+        ge=256,
+        le=1 << 40,
+        description="maximum frames x width x height of one result",
     )
     idle_timeout: float = Field(
-        default=60.0, gt=0, le=86400, description="seconds that a client may pause within an upload"
+        default=60.0, gt=0, le=86400, description="maximum seconds that an upload may pause"
     )
     job_timeout: float = Field(
-        default=7200.0, gt=0, le=1e7, description="seconds after which a video that is being made fails"
+        default=7200.0, gt=0, le=1e7, description="maximum seconds to generate one video"
     )
     load_timeout: float = Field(
         default=3600.0,
         gt=0,
         le=1e7,
-        description="seconds after which workers that still load are started again",
+        description="seconds after which workers that are still loading are restarted",
     )
     keep_hours: float | None = Field(
         default=None,

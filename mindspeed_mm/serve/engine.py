@@ -180,10 +180,10 @@ class Engine:
             self.store.forget(job_id)
 
     def _end_all(self) -> None:
-        """End the workers.
+        """Stop the workers.
 
-        Kills them at once unless the server is stopping, because they may wait in a collective for one that
-        died.
+        Kills them immediately unless the server is stopping, because they may be waiting in a collective for
+        one that died.
         """
         if not self._over.is_set():
             for process in self._processes:
@@ -202,7 +202,7 @@ class Engine:
 
 def late_error(seconds: float) -> dict[str, str]:
     """Return the error of a video that takes longer than `seconds`."""
-    fix = "ask for fewer frames or a smaller size"
+    fix = "request fewer frames or a smaller size"
     return describe_error(ApiError(500, "timeout", f"took longer than {seconds:g} s", fix=fix))
 
 

@@ -31,10 +31,10 @@ ALIASES: Mapping[str, str] = {
     "boundary_ratio": "boundary",
 }
 COMPUTED: Mapping[str, str] = {
-    "model": "the served model, or remove it",
+    "model": "name of the served model (default: the served model)",
     "size": "width x height, as 832x480",
-    "seconds": "length; num_frames is the nearest 4k+1",
-    "extra_params": "an object with more of these fields",
+    "seconds": "length in seconds; num_frames is the nearest 4k+1",
+    "extra_params": "object with additional fields of this request",
 }
 SAFE_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1", "process_type_2"})
 _SAFE_TEXT = re.compile(
@@ -66,7 +66,7 @@ def read_fields(
         extra = parse_value(extra) if isinstance(extra, str) else extra
         if not isinstance(extra, dict):
             raise ConfigError(
-                "got no object", where="extra_params", expected="a JSON object with more fields"
+                "got no object", where="extra_params", expected="a JSON object with additional fields"
             )
         given = {**extra, **given}
     values: dict[str, Any] = {}
@@ -84,10 +84,10 @@ def read_fields(
         # Form values are strings that may contain JSON.
         is_text = form and isinstance(value, str) and key not in _TEXTS
         if key in values:
-            raise ConfigError(f"{name} and {key} are one field", where=name, fix="send one of them")
+            raise ConfigError(f"{name} and {key} are the same field", where=name, fix="send one of them")
         values[key] = parse_value(value) if is_text else value
         if _holds_nul(values[key]):
-            raise ConfigError("holds a NUL character", where=name, fix="send text without it")
+            raise ConfigError("contains a NUL character", where=name, fix="send text without it")
     _check_model(given.get("model"), model)
     if given.get("size") is not None:
         values.update(_read_size(given["size"], values))
@@ -147,7 +147,9 @@ def _holds_nul(value: Any) -> bool:
 
 def _check_model(name: Any, served: str) -> None:
     if name not in (None, "", served):
-        raise ConfigError(f"got {name!r:.80}", where="model", expected=f"{served!r}, which this server has")
+        raise ConfigError(
+            f"got {name!r:.80}", where="model", expected=f"{served!r}, the model of this server"
+        )
 
 
 def _read_size(size: Any, values: Mapping[str, Any]) -> dict[str, int]:

@@ -19,14 +19,14 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
-        jobs = GaugeMetricFamily("vace_videos", "Videos that the server knows, by status", labels=["status"])
+        jobs = GaugeMetricFamily("vace_videos", "Number of videos by status", labels=["status"])
         for status, count in self.store.counts().items():
             jobs.add_metric([status], count)
         yield jobs
         state, _ = self.engine.state()
         yield GaugeMetricFamily("vace_ready", "1 when the models are loaded", value=float(state == "ready"))
         yield CounterMetricFamily(
-            "vace_worker_restarts", "Times that the workers were started again", value=self.engine.restarts
+            "vace_worker_restarts", "Number of restarts of the workers", value=self.engine.restarts
         )
 
 

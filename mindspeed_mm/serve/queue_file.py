@@ -173,7 +173,7 @@ def _compare(table: str, found: Mapping[str, str], expected: Mapping[str, str]) 
     if found != expected:
         wrong = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         raise DataError(
-            f"its table {table} is of another program: {', '.join(wrong)} differ",
+            f"its table {table} belongs to another program: {', '.join(wrong)} differ",
             expected=f"the columns {', '.join(expected)}",
             fix=_FIX,
         )

@@ -45,13 +45,11 @@ class Video(BaseModel):
     size: str
     seconds: str
     queue_position: int | None = None
-    eta_seconds: int | None = Field(default=None, description="of the denoising that is left")
-    request: dict[str, Any] = Field(
-        description="every field that was sent, in the words of the inference JSON"
-    )
+    eta_seconds: int | None = Field(default=None, description="estimated seconds until denoising ends")
+    request: dict[str, Any] = Field(description="all fields of the request, as inference JSON keys")
     notes: list[str] = Field(
         default_factory=list,
-        description="what was adapted, or is likely a mistake; notes on frames come with in_progress",
+        description="inputs that were adapted or are likely wrong; notes on frames follow with in_progress",
     )
     remixed_from_video_id: str | None = None
     error: ErrorDetails | None = None

@@ -42,12 +42,14 @@ class Slot:
 
 
 SLOTS: Mapping[str, Slot] = {
-    "src_video": Slot("video_path", "the clip that is edited or that controls", frozenset({"clip"})),
-    "src_mask": Slot("mask_path", "what to generate of it: white = generate, black = keep"),
+    "src_video": Slot("video_path", "the clip to edit, or the control clip", frozenset({"clip"})),
+    "src_mask": Slot("mask_path", "mask of src_video: white = generate, black = keep"),
     "src_ref_images": Slot("image_paths", "reference images, in order", frozenset({"image"}), several=True),
     "first_frame": Slot("first_frame_path", "image or clip that the video begins with"),
     "last_frame": Slot("last_frame_path", "image or clip that the video ends with"),
-    "input_reference": Slot("", "as other servers call it: an image is first_frame, a clip src_video"),
+    "input_reference": Slot(
+        "", "alias of other servers: an image is used as first_frame, a clip as src_video"
+    ),
 }
 
 
@@ -123,7 +125,7 @@ def _kind_of(file: BinaryIO, name: str, slot: Slot) -> tuple[Kind, str]:
         got = (
             f"got {'an image' if found[0] == 'image' else 'a video file'}"
             if found
-            else "got a file of another format"
+            else "got a file in an unsupported format"
         )
         raise ApiError(415, "unsupported_format", got, where=name, expected=wanted)
     return found

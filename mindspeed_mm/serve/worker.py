@@ -159,7 +159,7 @@ class Worker:
         """
         rows = ((text, self.models.cached_prompts.get(text)) for text in request.prompts)
         return [
-            f"prompt {text[:40]!r}: fills all {text_len} tokens that the model reads; the rest is cut"
+            f"prompt {text[:40]!r}: fills all {text_len} tokens that the model reads; the rest is truncated"
             for text, row in rows
             if row is not None and len(row) >= text_len
         ]

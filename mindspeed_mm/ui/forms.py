@@ -58,7 +58,7 @@ class Form:
     paints: bool = False  # whether a region can be painted
     mask_file: bool = False
     ends: bool = False  # whether the form takes a first and a last frame
-    sides: bool = False  # whether the form extends the sides of the picture
+    sides: bool = False  # whether the form extends the sides of the frame
     options: tuple[Option, ...] = ()
 
     def asks_paint(self, mode: str) -> bool:

@@ -86,7 +86,7 @@ def painter(words: Words, frame: Frame) -> str:
 
 
 def grower(frame: Frame) -> str:
-    """Return the HTML from which grower.js makes a draggable frame around the picture."""
+    """Return the HTML from which grower.js makes a draggable border around the frame."""
     image = paintable(frame)
     height, width = image.shape[:2]
     corners = ("left top", "right top", "left bottom", "right bottom")

@@ -24,7 +24,7 @@ def inside(root: Path, text: str) -> Path:
         path = (root / text.strip()).resolve()
         exists = path.exists()
     except (OSError, ValueError, RuntimeError):
-        raise ConfigError("is no path", where=f"{text!r:.100}") from None
+        raise ConfigError("is not a path", where=f"{text!r:.100}") from None
     if not path.is_relative_to(root):
         raise ConfigError(
             "is outside of the folder that this page may read",

@@ -24,7 +24,7 @@ WORDS: Mapping[Language, Mapping[str, str]] = {
         "family_own": "Own inputs",
         "task": "Task",
         "form_text": "Prompt only",
-        "form_sides": "Extend the picture on each side",
+        "form_sides": "Extend the frame on each side",
         "form_ends": "Start or end with given frames or clips",
         "form_own": "A prepared clip and mask, or only references",
         "needs_network": "needs the annotator {name} on the server",

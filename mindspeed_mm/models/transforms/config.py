@@ -34,7 +34,7 @@ class LoraConfig(Config):
     )
     rslora: bool = Field(default=False, description="use the scale alpha / √rank")
     dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the inputs of A that are set to zero in training"
+        default=0.0, ge=0, lt=1, description="fraction of the inputs of A that are set to zero in training"
     )
     on: Part | None = Field(
         default=None,
@@ -123,5 +123,5 @@ TRANSFORMS.add(
 
 
 def parse_transforms(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
-    """`transforms` of a model JSON → one config for each. Raises ConfigError that locates the wrong value."""
+    """Parse `transforms` of a model JSON into one config for each. Raises ConfigError with the location."""
     return parse_typed_list(values, where, TRANSFORMS, '[{"type": "lora", "rank": 32}]', notes)

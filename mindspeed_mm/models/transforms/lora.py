@@ -44,7 +44,7 @@ class LoraLinear(QuantizableLinear):
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out] in the dtype of W x."""
+        """Map [..., in] to [..., out], in the dtype of W x."""
         y = linear(self, x)
         if not self.scale:
             return y
@@ -66,7 +66,7 @@ class LoraLinear(QuantizableLinear):
 
 
 def build_lora(config: LoraConfig, spec: ModelSpec, trainable: str) -> Lora:
-    """The transform of a `lora` entry. `trainable` is the predictor's."""
+    """Build the transform of a `lora` entry. `trainable` is the predictor's."""
     return Lora(config, spec, trainable)
 
 
@@ -135,22 +135,22 @@ class Lora(ModuleTransform):
         logger.info(f"continues from {adapter.description}{more}", extra=once())
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """`source` with the whole weights from `init_from`."""
+        """Return `source` with the whole weights from `init_from`."""
         return replace(source, tensors={**source.tensors, **self.whole}) if self.whole else source
 
     def is_trainable(self, name: str) -> bool:
-        """Whether `name` is a LoRA matrix, or in `modules_to_save`."""
+        """Return whether `name` is a LoRA matrix, or in `modules_to_save`."""
         return self.adds(name) or is_saved(name, self.config.modules_to_save)
 
     def adds(self, name: str) -> bool:
-        """Whether `name` is a LoRA matrix."""
+        """Return whether `name` is a LoRA matrix."""
         return name.endswith((DOWN, UP))
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The value from `init_from`, if it has one.
+        """Return the value from `init_from`, if it has one.
 
-        Otherwise A is uniform in ±1/√in as in peft, seeded by name, and B is zero, so training starts from
-        the base.
+        Otherwise, A is uniform in ±1/√in as in peft, seeded by name. B is zero, so training starts from the
+        base.
         """
         if name in self.starts:
             tensor, factor = self.starts[name]
@@ -170,12 +170,12 @@ class Lora(ModuleTransform):
 
 
 def lora_scales(model: nn.Module) -> dict[str, float]:
-    """Name of each LoRA layer in a model → its scale."""
+    """Map the name of each LoRA layer in a model to its scale."""
     return {name: module.scale for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def lora_sizes(model: nn.Module) -> dict[str, int]:
-    """Name of each LoRA layer in a model → the number of parameters in its A and B."""
+    """Map the name of each LoRA layer in a model to the number of parameters in its A and B."""
     return {
         name: module.lora_A.out_features * (module.in_features + module.out_features)
         for name, module in model.named_modules()

@@ -59,7 +59,7 @@ class VaceConfig(Config):
 
     trunk: WanConfig
     vace_layers: tuple[int, ...] = Field(
-        description="trunk block that each branch block feeds; strictly rising; () = no branch"
+        description="trunk block that each branch block feeds; strictly increasing; () = no branch"
     )
     vace_in_dim: int = Field(
         default=WAN.context_channels,
@@ -75,7 +75,7 @@ class VaceConfig(Config):
             not 0 <= i < self.trunk.num_layers for i in layers
         ):
             raise ValueError(
-                f"vace_layers {list(layers)} must rise strictly within 0..{self.trunk.num_layers - 1}"
+                f"vace_layers {list(layers)} must increase strictly within 0..{self.trunk.num_layers - 1}"
             )
         if layers and layers[0] != 0:
             raise ValueError(
@@ -102,7 +102,7 @@ FP32_MODULES = (
     "head",
 )  # stay in fp32 when other weights are bf16
 
-_FIXED = "it is the same in every VACE model"
+_FIXED = "the value is the same in every VACE model"
 _OLD_KEYS: Mapping[str, str] = {  # in published files, for trunk and branch
     "img_dim": "VACE has no image encoder",
     "max_seq_len": "rotary tables are computed for each token grid",
@@ -213,16 +213,14 @@ class PredictorConfig(WanConfig):
     def _weights_agree(self) -> PredictorConfig:
         dit = self.vace_dit
         if not dit.vace_layers and self.trainable == "branch":
-            raise ValueError(
-                "trainable is branch but vace_dit.vace_layers is empty: there is none; write trunk"
-            )
+            raise ValueError("trainable is branch but vace_dit.vace_layers is empty; set trainable to trunk")
         if dit.vace_pretrained and dit.init_from_trunk:
             raise ValueError(
                 "vace_dit.vace_pretrained and vace_dit.init_from_trunk both define the branch; remove one"
             )
         if dit.vace_pretrained and not self.from_pretrained:
             raise ValueError(
-                "vace_dit.vace_pretrained gives the branch alone; name the trunk in from_pretrained"
+                "vace_dit.vace_pretrained contains only the branch; set from_pretrained to the trunk"
             )
         return self
 

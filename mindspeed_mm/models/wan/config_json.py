@@ -57,7 +57,7 @@ def _brief(value: object) -> str:
 
 
 def read_hints(values: object) -> dict[str, Any]:
-    """A config.json (original, diffusers or our VaceConfig) with our field names; {} for any other file.
+    """Convert a config.json (original, diffusers or our VaceConfig) to our field names; {} for other files.
 
     The official VaceWanModel.save_pretrained shifts values by one key (dim 16, eps 40); this undoes it.
     """
@@ -83,7 +83,7 @@ def read_hints(values: object) -> dict[str, Any]:
 
 
 def official_json(config: VaceConfig) -> dict[str, Any]:
-    """The config.json of a Wan model folder in the original format."""
+    """Return the config.json of a Wan model folder in the original format."""
     trunk = config.trunk
     values: dict[str, Any] = {
         "_class_name": "VaceWanModel" if config.vace_layers else "WanModel",
@@ -106,7 +106,7 @@ def official_json(config: VaceConfig) -> dict[str, Any]:
 
 
 def diffusers_json(config: VaceConfig) -> dict[str, Any]:
-    """The config.json of a diffusers `transformer/` folder."""
+    """Return the config.json of a diffusers `transformer/` folder."""
     trunk = config.trunk
     values: dict[str, Any] = {
         "_class_name": "WanVACETransformer3DModel" if config.vace_layers else "WanTransformer3DModel",
@@ -137,7 +137,7 @@ def diffusers_json(config: VaceConfig) -> dict[str, Any]:
 
 
 def _of_its_kind(name: str, value: Any) -> bool:
-    """Whether `value` is valid for the setting `name`; the config.json may belong to any model."""
+    """Return whether `value` is valid for the setting `name`. The config.json may belong to any model."""
     if value is None:
         return True
     if name in ("patch_size", "vace_layers"):
@@ -154,17 +154,17 @@ def _plain(value: Any) -> Any:
 
 
 def check_hints(shapes: Mapping[str, Shape], hints: Mapping[str, Any], where: str | Path = "") -> None:
-    """Raises WeightsError if a config.json (`hints`, from `where`) does not match these tensor shapes."""
+    """Raise WeightsError if a config.json (`hints`, from `where`) does not match these tensor shapes."""
     if found := _contradictions(shapes, hints):
         raise WeightsError(
             f"contradicts the tensors: {'; '.join(found)}",
             where=where,
-            fix="correct it, or remove it if it is of another model",
+            fix="correct it, or remove it if it belongs to another model",
         )
 
 
 def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
-    """Each mismatch in words: the key, its value in config.json and what the tensors show."""
+    """Describe each mismatch: the key, its value in config.json and the value that the tensors imply."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
     found = []
@@ -192,7 +192,7 @@ def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> li
 
 
 def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Differences between `settings` (fields of WanConfig and VaceConfig) and a config.json.
+    """Describe the differences between `settings` (fields of WanConfig and VaceConfig) and a config.json.
 
     For example, `num_heads is 12, not 6`.
     """

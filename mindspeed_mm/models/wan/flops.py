@@ -34,14 +34,14 @@ class Flops:
 
 
 def tokens_of(grid: tuple[int, ...], config: VaceConfig) -> int:
-    """The number of tokens of a latent grid (R+F, h, w)."""
+    """Return the number of tokens of a latent grid (R+F, h, w)."""
     patch_t, patch_h, patch_w = config.trunk.patch_size
     frames, height, width = grid
     return (frames // patch_t) * (height // patch_h) * (width // patch_w)
 
 
 def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> tuple[float, float, float]:
-    """Forward operations of one block: (weight matmuls on tokens, weight matmuls on text, attention)."""
+    """Return the forward operations of one block: weight matmuls on tokens, those on text, and attention."""
     d, ffn, rows = config.trunk.hidden_size, config.trunk.ffn_dim, text_rows(config, text)
     on_tokens = 2.0 * tokens * d * (6 * d + 2 * ffn)  # self q k v o, cross q o, two ffn layers
     on_text = 2.0 * rows * d * 2 * d  # cross k v
@@ -50,7 +50,7 @@ def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> t
 
 
 def text_rows(config: VaceConfig, text: int | None) -> int:
-    """The number of prompt rows computed: its own, plus one for all padding rows, which are equal."""
+    """Return the number of prompt rows computed: its own, plus one for all padding rows, which are equal."""
     return config.trunk.text_len if text is None else min(text + 1, config.trunk.text_len)
 
 
@@ -65,7 +65,7 @@ def step_flops(
 ) -> Flops:
     """Forward and backward of one sample with `tokens` tokens and `text` prompt rows (None: the maximum).
 
-    `recomputed` is the share of blocks that run forward twice. Backward costs, in units of the forward: a
+    `recomputed` is the fraction of blocks that run forward twice. Backward costs, in units of the forward: a
     trained matmul 2 (gradients of input and weight); a frozen matmul that gradients pass through 1; an
     embedding of inputs 1 (weight gradient only); attention 2; cross-attention to frozen text 1. Where no
     gradient flows, the backward costs nothing: with `branch`, trunk block 0 and all trunk embeddings. `lora`
@@ -116,7 +116,7 @@ def step_flops(
 def recomputed_share(
     config: VaceConfig, plan: Mapping[str, str], trainable: Trainable, tokens: int, text: int | None = None
 ) -> float:
-    """The share of all blocks' forward operations that run twice under `plan` (module name → mode).
+    """Return the fraction of all blocks' forward operations that run twice under `plan` (module name → mode).
 
     `selective` keeps the outputs of attention. A trunk block that no gradient reaches (block 0 when the
     branch trains) is not recomputed. Modules inside blocks count with their own operations.
@@ -146,7 +146,7 @@ def recomputed_share(
 def vace_cost(
     predictor: PredictorConfig, plan: Mapping[str, str], lora: Mapping[str, int] | None = None
 ) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """A function (R+F, h, w, text rows) → tokens and operations of one VACE sample.
+    """Return a function from (R+F, h, w, text rows) to the tokens and operations of one VACE sample.
 
     `plan` is the recompute plan; `lora` maps layers to their number of LoRA parameters.
     """
@@ -169,7 +169,7 @@ def vace_cost(
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:
-    """The device's matmul peak in TFLOP/s for `dtype` (bf16 or fp32); None for a device not in the table."""
+    """Return the device's matmul peak in TFLOP/s for `dtype` (bf16 or fp32); None for an unknown device."""
     for name, (half, single) in PEAK_TFLOPS.items():
         if name.lower() in device_name.lower():
             return single if dtype == "fp32" else half

@@ -42,7 +42,7 @@ class VaceReader(nn.Module):
             self.add_module(name, model.get_submodule(name))
 
     def forward(self, timestep: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """timestep [B] fp32, prompt_embeds [B, L, text_dim] → time [B, D], steps [B, 6, D], text rows."""
+        """Embed timestep [B] and captions [B, L, text_dim] as time [B, D], steps [B, 6, D] and text rows."""
         trunk = self.config.trunk
         time = self.get_submodule("time_embedding")(sinusoid(timestep, trunk.freq_dim))
         steps = self.get_submodule("time_projection")(time).unflatten(1, (6, -1)).float()
@@ -75,7 +75,7 @@ class VaceStage(nn.Module):
         self._inputs = iter(inputs)
 
     def forward(self, *tokens: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Tokens [B, S, D] from the previous stage, if any → tokens for the next stage, or the velocity.
+        """Map tokens [B, S, D] of the previous stage, if any, to tokens for the next stage, or the velocity.
 
         Branch tokens are no longer sent once no later stage has a branch block.
         """
@@ -125,7 +125,7 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
     grads = _gradients(model)
 
     def output_like(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
-        """Meta tensors like those that `stage` sends; for the last stage, like the velocity.
+        """Return meta tensors like those that `stage` sends; for the last stage, like the velocity.
 
         One sample with P captions has a batch of P from the first block on.
         """
@@ -146,7 +146,7 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
 
 
 def _gradients(model: VaceTransformer) -> list[tuple[bool, bool]]:
-    """After each trunk block, whether gradients flow through (trunk tokens, branch tokens)."""
+    """Return, for each trunk block, whether gradients flow through its (trunk tokens, branch tokens)."""
     config: VaceConfig = model.config
     feeders = {layer: n for n, layer in enumerate(config.vace_layers)}
     beside = any(_is_trainable(model.get_submodule(name)) for name in SHARED)

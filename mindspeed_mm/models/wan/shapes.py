@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 def layout(config: VaceConfig) -> dict[str, Shape]:
-    """Official name → shape, for every weight of a model with these sizes."""
+    """Map official names to shapes, for every weight of a model with these sizes."""
     trunk, width = config.trunk, config.trunk.hidden_size
     shapes: dict[str, Shape] = {}
     _linear(shapes, "patch_embedding", (width, trunk.in_dim, *trunk.patch_size))
@@ -38,7 +38,7 @@ def layout(config: VaceConfig) -> dict[str, Shape]:
 
 
 def modules(config: VaceConfig) -> list[str]:
-    """Names of all modules of a model with these sizes, in the model's order except for activations."""
+    """Return the names of all modules of a model with these sizes, in its order except for activations."""
     found: dict[str, None] = {}
     for weight in layout(config):
         parts = weight.split(".")[:-1]
@@ -51,7 +51,7 @@ def modules(config: VaceConfig) -> list[str]:
 
 
 def linears(config: VaceConfig) -> dict[str, Shape]:
-    """Name → (out, in), for every linear layer of a model with these sizes."""
+    """Map names to (out, in), for every linear layer of a model with these sizes."""
     return {
         name.removesuffix(".weight"): shape
         for name, shape in layout(config).items()
@@ -60,9 +60,9 @@ def linears(config: VaceConfig) -> dict[str, Shape]:
 
 
 def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Sizes inferred from the shapes, as fields of WanConfig and VaceConfig plus `branch_blocks`.
+    """Infer sizes from the shapes, as fields of WanConfig and VaceConfig plus `branch_blocks`.
 
-    Raises WeightsError when a required weight is missing or has the wrong number of dimensions.
+    Raises WeightsError if a required weight is missing or has the wrong number of dimensions.
     """
     width, in_dim, *patch = _shape(shapes, "patch_embedding.weight", 5)
     branch_blocks = _count(shapes, "vace_blocks")
@@ -83,7 +83,7 @@ def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The complete layout of the model with these shapes; works without num_heads and vace_layers."""
+    """Return the complete layout of the model with these shapes. Works without num_heads and vace_layers."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
     vace_in_dim = sizes.pop("vace_in_dim", WAN.context_channels)
@@ -130,6 +130,6 @@ def _count(shapes: Mapping[str, Shape], stem: str) -> int:
     if count > len(shapes):
         raise WeightsError(
             f"{stem} are numbered up to {count - 1}, but there are only {len(shapes)} weights",
-            fix="fetch the weights again",
+            fix="download the weights again",
         )
     return count

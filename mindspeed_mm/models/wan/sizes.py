@@ -1,7 +1,7 @@
 """Infer a model's sizes from its weight shapes and its config.json. Does not import torch.
 
-Shapes decide. config.json must agree with them, and supplies what shapes do not show: num_heads, text_len,
-eps, vace_layers.
+Shapes take precedence. config.json must agree with them, and supplies the sizes that shapes do not determine:
+num_heads, text_len, eps and vace_layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD_WIDTH = 128  # in every published Wan; used when no config.json gives num_h
 
 
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
-    """Sizes from the shapes and, for what shapes do not show, from `hints` (see `read_hints`).
+    """Infer sizes from the shapes, and the other sizes from `hints` (see `read_hints`).
 
     Raises WeightsError if sizes are unknown or contradict each other.
     """
@@ -44,7 +44,7 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
 
 
 def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """num_layers and vace_layers, which pipeline stages need; works without num_heads.
+    """Infer num_layers and vace_layers, which pipeline stages need. Works without num_heads.
 
     Raises WeightsError as `infer_config` does.
     """
@@ -56,7 +56,7 @@ def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple
 
 
 def preset_name(config: VaceConfig) -> str | None:
-    """The published model with these sizes, if any; the experts of A14B have the sizes of 14B."""
+    """Return the name of the published model with these sizes, if any. The experts of A14B count as 14B."""
     return next((name for name, preset in PRESETS.items() if preset == config), None)
 
 
@@ -71,7 +71,7 @@ def _heads(width: int) -> int:
 
 
 def _spread(blocks: int, layers: int) -> tuple[int, ...]:
-    """Every n-th layer: 15 of 30 → 0, 2, …; 8 of 40 → 0, 5, …."""
+    """Return every n-th layer: 0, 2, … for 15 of 30, and 0, 5, … for 8 of 40."""
     if not blocks:
         return ()
     if layers % blocks:

@@ -19,9 +19,9 @@ _BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
 
 
 def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
-    """Sizes of the flat stages, and the number of virtual chunks per rank.
+    """Return the sizes of the flat stages, and the number of virtual chunks per rank.
 
-    Raises ConfigError when the lists differ in length.
+    Raises ConfigError if the lists differ in length.
     """
     chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
     if not chunks:
@@ -42,7 +42,7 @@ def even_layers(num_layers: int, count: int) -> list[int]:
 
 
 def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list[int]:
-    """`pipeline_num_layers` of a model JSON → sizes of `count` flat stages. Raises ConfigError at `where`."""
+    """Convert `pipeline_num_layers` of a model JSON to sizes of `count` flat stages. Raises ConfigError."""
     lists: Any = sizes if isinstance(sizes, list | tuple) else [None]
     parts = [item for part in lists for item in (part if isinstance(part, list | tuple) else [part])]
     if not parts or not all(type(item) is int for item in parts):
@@ -64,12 +64,12 @@ def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """The number of trunk blocks in one stage with the weights `names`."""
+    """Return the number of trunk blocks in one stage with the weights `names`."""
     return len({match[2] for name in names if (match := _BLOCK.fullmatch(name)) and match[1] == "blocks"})
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Raises ConfigError unless every stage has at least one layer and the sizes sum to `num_layers`."""
+    """Raise ConfigError unless every stage has at least one layer and the sizes sum to `num_layers`."""
     if not layers or any(size < 1 for size in layers):
         raise ConfigError(
             f"got {list(layers)}", where="pp_layers", expected="at least one layer in each stage"
@@ -83,7 +83,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
 
 
 def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple[int, str]:
-    """An official name → its flat stage, and its name there: also official, with blocks numbered from 0."""
+    """Return the flat stage of an official name, and its name there, with blocks numbered from 0."""
     if match := _BLOCK.fullmatch(name):
         stem, index, rest = match[1], int(match[2]), match[3]
         trunk_layer = index if stem == "blocks" else vace_layers[index]
@@ -95,7 +95,7 @@ def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple
 
 
 def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence[int]) -> list[dict[str, T]]:
-    """One model → its flat stages. Each weight goes to exactly one stage.
+    """Split one model into its flat stages. Each weight goes to exactly one stage.
 
     Raises WeightsError if two weights get the same name.
     """
@@ -109,9 +109,9 @@ def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence
 
 
 def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
-    """Flat stages in order → one model: the inverse of `split`.
+    """Merge flat stages, in order, into one model: the inverse of `split`.
 
-    Raises WeightsError when a weight is on two stages.
+    Raises WeightsError if a weight is on two stages.
     """
     weights: dict[str, T] = {}
     offset = {"blocks": 0, "vace_blocks": 0}

@@ -1,6 +1,6 @@
-"""Weight names in each dialect: official (also used internally), diffusers and MM. One table, read both ways.
-
-Watch out: diffusers' top-level `proj_out` is the head, but `vace_blocks.n.proj_out` is after_proj; diffusers'
+"""Weight names in each dialect: official (also used internally), diffusers and MM. One table, used in both
+directions.
+Note: diffusers' top-level `proj_out` is the head, but `vace_blocks.n.proj_out` is after_proj; diffusers'
 `norm2` is the official `norm3`. The first component of a name decides between trunk and branch, never a
 substring.
 """
@@ -59,7 +59,7 @@ BLOCK = (  # in both blocks.i and vace_blocks.i
 
 
 def spellings() -> Iterator[Spelling]:
-    """Every weight's full name in the three dialects; MM names start with `wan_dit.` or `vace_dit.`."""
+    """Yield every weight's full name in the three dialects. MM names start with `wan_dit.` or `vace_dit.`."""
     for row in TRUNK:
         yield row._replace(mm=f"wan_dit.{row.mm}")
     for row in BLOCK:

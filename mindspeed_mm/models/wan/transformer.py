@@ -45,7 +45,7 @@ class Linear(nn.Linear):
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Embed patches as tokens: [B, C, F, h, w] → [B, S, D].
+    """Embeds patches [B, C, F, h, w] as tokens [B, S, D].
 
     The stride equals the kernel size, so the convolution is computed as one matrix product.
     """
@@ -103,7 +103,7 @@ class SelfAttention(Attention):
     """Self-attention over all tokens, with rotary position embeddings on q and k."""
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        """[B, S, D] → [B, S, D]."""
+        """Map [B, S, D] to [B, S, D]."""
         x = x.to(product_dtype(self.q))  # cast once for the three products
         q = apply_rope(self._heads(self.norm_q(self.q(x))), rope.cos, rope.sin)
         k = apply_rope(self._heads(self.norm_k(self.k(x))), rope.cos, rope.sin)
@@ -118,7 +118,7 @@ class CrossAttention(Attention):
     """
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
-        """[B, S, D] → [B, S, D]. One sample with P captions → [P, S, D]."""
+        """Map [B, S, D] to [B, S, D], or one sample with P captions to [P, S, D]."""
         rows = text.rows.to(product_dtype(self.k))
         q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
         if len(q) != len(k):
@@ -145,7 +145,7 @@ class WanBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, text: Text, rope: Rope) -> Tensor:
-        """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype.
+        """Map x [B, S, D] and time [B, 6, D] fp32 to [B, S, D] in x's dtype.
 
         With one sample and P captions, self-attention runs once, and cross-attention expands x to [P, S, D].
         """
@@ -167,7 +167,7 @@ class Head(nn.Module):
         self.head = Linear(width, config.out_dim * patch_time * patch_height * patch_width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, S, D] and time [B, D] fp32 → [B, S, out_dim · patch size]."""
+        """Map x [B, S, D] and time [B, D] fp32 to [B, S, out_dim · patch size]."""
         shift, scale = (self.modulation.float() + time[:, None]).chunk(2, dim=1)
         out: Tensor = self.head(modulated_norm(x, shift, scale, self.eps))
         return out

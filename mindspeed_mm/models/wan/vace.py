@@ -64,7 +64,7 @@ class VaceBlock(WanBlock):
     def forward(  # type: ignore[override]  # a branch block has one more input than a trunk block
         self, c: Tensor, trunk: Tensor, time: Tensor, text: Text, rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """Branch tokens c and embedded trunk tokens, both [B, S, D] → next c and the hint, both [B, S, D]."""
+        """Map branch tokens c and embedded trunk tokens to the next c and the hint, all [B, S, D]."""
         if self.before_proj is not None:
             c = (self.before_proj(c) + trunk).to(trunk.dtype)
         c = super().forward(c, time, text, rope)

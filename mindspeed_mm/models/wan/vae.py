@@ -86,7 +86,7 @@ class WanVae:
         self.model.enable_tiling(height, width, stride_height, stride_width)
 
     def disable_tiling(self) -> None:
-        """Go back to computing whole frames."""
+        """Compute whole frames again."""
         if self.tiled:
             self.model.disable_tiling()
 
@@ -213,7 +213,7 @@ def load_vae(
 
     A fine-tuned VAE can set its `latents_mean` and `latents_std` in the config.json of its folder, or in a
     .json file with the name of its .pth file. Raises WeightsError if there is no VAE at `path`, or if it is
-    damaged or of another model.
+    damaged or belongs to another model.
     """
     files, settings, beside = _locate(Path(path))
     state = strip_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)

@@ -25,7 +25,7 @@ PROG = "get_vace_feature.py"
 OVERRIDDEN = ("model", "data", "tools")  # names of the files in `--set`
 _MODEL_FILES = (".json", ".model", ".safetensors", ".pth", ".pt")
 _ALONE = "each sample is encoded separately"
-_WAN = "it is the same in every VAE of Wan"
+_WAN = "the value is the same in every Wan VAE"
 
 
 class ExtractFiles(Config):
@@ -117,7 +117,7 @@ class AeConfig(Config):
     norm_mode: Literal["channel_specified_shift_scale"] = "channel_specified_shift_scale"
     do_sample: Literal[False] = Field(default=False, description="latents are the mean of the posterior")
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "tiling_param": "the size of tiles is that of diffusers",
+        "tiling_param": "diffusers' tile size is used",
         "hub_backend": "weights are local",
         "z_dim": _WAN,
         "dim": _WAN,
@@ -185,7 +185,7 @@ class ExtractJob(Config):
         data = parse_data_config(overrides.apply(read_json(data_path), "data"), data_path, notes)
         if data.dataset_type == "feature":
             raise ConfigError(
-                "'feature' names extracted features",
+                "'feature' means extracted features",
                 where=f"{files.mm_data}:dataset_param.dataset_type",
                 fix="use raw clips",
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadRow, ReadTask, stored_info
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import StreamEncoder, encode_features
+from mindspeed_mm.data.conditions import PixelSample, to_sample
 from mindspeed_mm.data.content import (
     STATE_FOLDER,
     ContentIndex,
@@ -29,7 +30,6 @@ from mindspeed_mm.data.dataset import FEATURE_FOLDER
 from mindspeed_mm.data.features import FeatureWriter, Finished, read_feature, read_info, read_prompts
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
-from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger

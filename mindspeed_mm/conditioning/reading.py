@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.data.conditions import PixelSample
 from mindspeed_mm.data.content import (
     Signature,
     digest_of_values,
@@ -15,7 +16,6 @@ from mindspeed_mm.data.content import (
 from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_info
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.traits import content_in_slot
-from mindspeed_mm.data.transforms import PixelSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.processes import reading
 

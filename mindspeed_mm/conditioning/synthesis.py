@@ -18,12 +18,13 @@ from mindspeed_mm.conditioning.annotate.opencv import opencv
 from mindspeed_mm.conditioning.recipe import Draw, Recipe, draws
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, count_bounds
+from mindspeed_mm.data.conditions import PixelSample, load_reference
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.dataset import VaceDataset
 from mindspeed_mm.data.forms import ArrayReader
 from mindspeed_mm.data.images import WHITE, read_image
 from mindspeed_mm.data.sample import SampleRecord, Synthesis
-from mindspeed_mm.data.transforms import PixelSample, load_pixels, load_reference
+from mindspeed_mm.data.transforms import load_pixels
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
 

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mindspeed_mm.data.transforms import TensorSample
+from mindspeed_mm.data.conditions import TensorSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.geometry import WAN
 

@@ -9,36 +9,39 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mindspeed_mm.data import sample
 from mindspeed_mm.data.config import ClipPolicy
-from mindspeed_mm.data.forms import Reader, as_exact_tensor, as_image, as_reader
+from mindspeed_mm.data.forms import Reader, as_image, as_reader, checked_values
 from mindspeed_mm.data.frames import FrameChoice, align, choose, frame_at
-from mindspeed_mm.data.images import blank_remark, image_traits
+from mindspeed_mm.data.images import WHITE, Frames, blank_remark, flatten, image_traits, read_image
 from mindspeed_mm.data.resize import (
     Size,
     binarize,
-    load_reference,
-    mask_tensor,
     read_resized,
     resize_mask,
     resize_to_fill,
-    stretched_reference,
-    to_tensor,
 )
-from mindspeed_mm.data.sample import Clip, Inputs, Streams
+from mindspeed_mm.data.sample import Clip, Inputs, Streams, VideoSample
 from mindspeed_mm.data.traits import remarks_on
-from mindspeed_mm.data.video import VideoReader
+from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import DataError
 
 Conditions = sample.Conditions[Tensor, Tensor]
 # Clips are uint8 [T, H, W, 3] and masks uint8 [T, H, W]. fp32 tensors already have the form of Conditions.
 ReadConditions = sample.Conditions[Any, Tensor]
+# One sample as bytes, small enough to pass between processes: clips uint8 [T, H, W, 3], mask uint8 [T, H, W],
+# references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` converts it to tensors.
+PixelSample = VideoSample[NDArray[Any], NDArray[np.float32]]
+TensorSample = VideoSample[Tensor, Tensor]
 _CHANGED = {
     "trim": "the first {n} frames are used",
     "pad": "the last frame is repeated to make {n} frames",
@@ -104,6 +107,64 @@ def to_tensors(read: ReadConditions) -> Conditions:
     )
 
 
+def to_sample(pixels: PixelSample) -> TensorSample:
+    """Convert bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
+    mask = pixels.src_mask
+    source = None if pixels.src_video is None else to_tensor(pixels.src_video)
+    if pixels.gray_is_missing and source is not None and mask is not None and pixels.src_video is not None:
+        missing = torch.from_numpy((pixels.src_video == 128).all(axis=-1) & (mask > 127))
+        source[:, missing] = 0
+    return TensorSample(
+        video=to_tensor(pixels.video),
+        src_video=source,
+        src_mask=None if mask is None else mask_tensor(mask),
+        src_ref_images=tuple(torch.from_numpy(reference) for reference in pixels.src_ref_images),
+        captions=pixels.captions,
+        fps=pixels.fps,
+        frame_indices=pixels.frame_indices,
+        frame_policy=pixels.frame_policy,
+    )
+
+
+def to_tensor(frames: Frames) -> Tensor:
+    """Convert uint8 [T, H, W, 3] to fp32 [3, T, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
+
+
+def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:
+    """Convert uint8 [T, H, W] to fp32 [1, T, H, W] in [0, 1]."""
+    return torch.from_numpy(mask).float().div_(255).unsqueeze(0)
+
+
+def load_reference(image: str | Path | Image.Image | Frames, height: int, width: int) -> Tensor:
+    """Letterbox an image (file, Pillow image or array [h, w, 3]) on white to [3, 1, H, W] in [-1, 1]."""
+    if isinstance(image, Image.Image):
+        image = flatten(image, WHITE)
+    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
+    picture = to_tensor(np.array(pixels)[None])  # [3, 1, h, w]
+    rows, columns = picture.shape[2:]
+    if (rows, columns) == (height, width):
+        return picture
+    scale = min(height / rows, width / columns)
+    inner = (max(1, int(rows * scale)), max(1, int(columns * scale)))
+    picture = interpolate(picture.permute(1, 0, 2, 3), size=inner, mode="bilinear", align_corners=False)
+    canvas = torch.ones(3, 1, height, width)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    canvas[:, 0, top : top + inner[0], left : left + inner[1]] = picture[0]
+    return canvas
+
+
+def stretched_reference(
+    image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int
+) -> Tensor:
+    """Stretch an image of any aspect ratio to [3, 1, H, W] in [-1, 1]."""
+    if isinstance(image, Image.Image):
+        image = flatten(image, WHITE)
+    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
+    stretched = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return to_tensor(np.array(stretched)[None])
+
+
 @dataclass
 class _Loader:
     """Loads the streams of one video with their common policy, size and notes."""
@@ -115,17 +176,18 @@ class _Loader:
 
     def open(self, clip: Clip | VideoReader, *, mask: bool = False) -> VideoReader:
         """Open a clip in any form as a reader and note its traits."""
-        found = as_reader(clip, self.reader, mask=mask)
-        if isinstance(clip, (str, Path)):
-            self.notes.extend(f"{clip}: {remark}" for remark in remarks_on(found.traits))
+        if not isinstance(clip, (str, Path)):
+            return as_reader(clip, self.reader, mask=mask)
+        found = open_video(clip, self.reader, mask=mask)
+        self.notes.extend(f"{clip}: {remark}" for remark in remarks_on(found.traits))
         return found
 
     def beside(self, target: Target, clip: Clip | VideoReader | None, mask: Clip | None) -> tuple[Any, Any]:
         """Read src_video and its mask, aligned frame by frame with the target."""
-        shape = (3, len(target.chosen.indices), *self.size)
-        if clip is None:
-            video: Any = None
-        elif (video := as_exact_tensor(clip, shape)) is None:
+        video: Any = None
+        if _has_shape(clip, 3, len(target.chosen.indices), *self.size):
+            video = checked_values(clip)
+        elif clip is not None:
             source = self.open(clip)
             indices = align("src_video", source, target.reader, target.chosen, against=target.name)
             self.check_fit(source, "src_video")
@@ -140,8 +202,8 @@ class _Loader:
         if mask is None:
             return None
         soft, what = self.policy.soft_mask, "src_mask"
-        pixels: Any = as_exact_tensor(mask, (1, len(target.chosen.indices), *self.size))
-        if pixels is None:
+        pixels: Any
+        if not _has_shape(mask, 1, len(target.chosen.indices), *self.size):
             source = self.open(mask, mask=True)
             what = f"src_mask {source.path}"
             indices = align(
@@ -155,6 +217,7 @@ class _Loader:
             pixels = binarize(read_resized(source, indices, self.size, resize_mask), source.path, soft=soft)
             levels = (int(pixels.min()), int(pixels.max()))
         else:
+            pixels = checked_values(mask)
             pixels = pixels if soft else (pixels > 0.5).float()
             levels = (int(255 * float(pixels.min())), math.ceil(255 * float(pixels.max())))
         if remark := blank_remark(levels, soft=soft):
@@ -171,8 +234,8 @@ class _Loader:
         """Read the source clip and its mask."""
         assert inputs.src_video is not None
         target = self.own_target(inputs.src_video)
-        whole = as_exact_tensor(inputs.src_video, (3, self.policy.num_frames, *self.size))
-        return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
+        is_exact = _has_shape(inputs.src_video, 3, self.policy.num_frames, *self.size)
+        return self.beside(target, inputs.src_video if is_exact else target.reader, inputs.src_mask)
 
     def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
         """Place the source, reduced in size, inside a gray border that the model generates.
@@ -267,3 +330,8 @@ class _Loader:
         lost = 1 - height * width / (source.height * source.width * scale**2)
         cropped = f", {lost:.0%} of its area cropped at the sides" if lost > 0.005 else ""
         self.notes.append(f"{key} {source.path}: resized from {found} to {wanted}{cropped}")
+
+
+def _has_shape(clip: object, *shape: int) -> TypeGuard[Tensor]:
+    """Return whether a clip is a tensor of this shape, which is used as it is, without rounding to bytes."""
+    return isinstance(clip, Tensor) and tuple(clip.shape) == shape

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mindspeed_mm.data import csv_rows
+from mindspeed_mm.data.conditions import PixelSample, TensorSample, to_sample
 from mindspeed_mm.data.config import FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_feature, read_info, read_null_prompt
 from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
-from mindspeed_mm.data.transforms import PixelSample, TensorSample, load_pixels, to_sample
+from mindspeed_mm.data.transforms import load_pixels
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text, regular_file
 

@@ -37,11 +37,6 @@ def as_reader(clip: Clip | VideoReader, reader: Reader = "av", *, mask: bool = F
     return clip
 
 
-def as_exact_tensor(clip: object, shape: tuple[int, ...]) -> Tensor | None:
-    """Return a tensor that already has the target shape, without rounding to bytes; otherwise None."""
-    return _values(clip) if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
-
-
 def as_image(image: Picture) -> str | Path | Image.Image | Frames:
     """Convert a reference image in a tensor or array to bytes; return paths and Pillow images unchanged."""
     if isinstance(image, Tensor):
@@ -53,7 +48,7 @@ def as_image(image: Picture) -> str | Path | Image.Image | Frames:
     return image
 
 
-def _values(clip: Tensor) -> Tensor:
+def checked_values(clip: Tensor) -> Tensor:
     """Convert to fp32 on the CPU.
 
     Raises DataError for values out of range, such as bytes in 0 to 255, which would all become white.
@@ -79,7 +74,7 @@ def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
             f"got a clip tensor of {list(clip.shape)}",
             expected="[3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1]",
         )
-    values = _values(clip)
+    values = checked_values(clip)
     values = values * 255 if clip.shape[0] == 1 else (values + 1) * 127.5
     return values.round().clamp(0, 255).byte().expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
 

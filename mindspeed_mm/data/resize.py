@@ -1,7 +1,7 @@
 """Resizes frames to the model's size as in VACE's training.
 
 Clips are resized to fill (bicubic with antialias, on uint8) and center-cropped. Masks are resized to the
-nearest pixel and binarized at one half. References are letterboxed on white.
+nearest pixel and binarized at one half.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mindspeed_mm.data.images import WHITE, Frames, brightness, flatten, read_image, reject_zero_one
+from mindspeed_mm.data.images import Frames, brightness, reject_zero_one
 from mindspeed_mm.data.video import VideoReader
 
 Resize = Callable[[Frames, int, int], Frames]  # frames [T, h, w, 3], height, width → [T, H, W, …]
@@ -81,42 +79,3 @@ def _scaled_size(frames: Frames, height: int, width: int) -> tuple[int, int]:
 def _centre(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
     return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-
-
-def to_tensor(frames: Frames) -> Tensor:
-    """Convert uint8 [T, H, W, 3] to fp32 [3, T, H, W] in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
-
-
-def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:
-    """Convert uint8 [T, H, W] to fp32 [1, T, H, W] in [0, 1]."""
-    return torch.from_numpy(mask).float().div_(255).unsqueeze(0)
-
-
-def load_reference(image: str | Path | Image.Image | Frames, height: int, width: int) -> Tensor:
-    """Letterbox an image (file, Pillow image or array [h, w, 3]) on white to [3, 1, H, W] in [-1, 1]."""
-    if isinstance(image, Image.Image):
-        image = flatten(image, WHITE)
-    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
-    picture = to_tensor(np.array(pixels)[None])  # [3, 1, h, w]
-    rows, columns = picture.shape[2:]
-    if (rows, columns) == (height, width):
-        return picture
-    scale = min(height / rows, width / columns)
-    inner = (max(1, int(rows * scale)), max(1, int(columns * scale)))
-    picture = interpolate(picture.permute(1, 0, 2, 3), size=inner, mode="bilinear", align_corners=False)
-    canvas = torch.ones(3, 1, height, width)
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    canvas[:, 0, top : top + inner[0], left : left + inner[1]] = picture[0]
-    return canvas
-
-
-def stretched_reference(
-    image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int
-) -> Tensor:
-    """Stretch an image of any aspect ratio to [3, 1, H, W] in [-1, 1]."""
-    if isinstance(image, Image.Image):
-        image = flatten(image, WHITE)
-    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
-    stretched = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    return to_tensor(np.array(stretched)[None])

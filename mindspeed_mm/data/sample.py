@@ -146,7 +146,7 @@ class Conditions(Streams[C, R]):
 class VideoSample(Conditions[C, R]):
     """One row of a dataset in pixels.
 
-    The streams are tensors, or bytes for transfer between processes (`data.transforms.PixelSample`).
+    The streams are tensors, or bytes for transfer between processes (`data.conditions.PixelSample`).
     """
 
     video: C  # the video that the model learns to generate

@@ -6,14 +6,20 @@ Generation uses the same `load_conditions`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mindspeed_mm.data.conditions import Target, load_conditions
+from mindspeed_mm.data.conditions import (
+    PixelSample,
+    Target,
+    TensorSample,
+    load_conditions,
+    mask_tensor,
+    to_sample,
+    to_tensor,
+)
 from mindspeed_mm.data.config import ClipPolicy, VideoConfig
 from mindspeed_mm.data.forms import Reader, as_reader
 from mindspeed_mm.data.frames import (
@@ -21,40 +27,18 @@ from mindspeed_mm.data.frames import (
     LongClip,
     ShortClip,
     choose,
-    choose_frames,
     target_size,
 )
 from mindspeed_mm.data.images import Frames
 from mindspeed_mm.data.resize import (
     binarize,
-    load_reference,
-    mask_tensor,
     read_resized,
     resize_mask,
     resize_to_fill,
-    to_tensor,
 )
-from mindspeed_mm.data.sample import SampleRecord, VideoSample
+from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import DataError
-
-__all__ = [
-    "PixelSample",
-    "choose",
-    "choose_frames",
-    "load_clip",
-    "load_mask",
-    "load_pixels",
-    "load_reference",
-    "load_sample",
-    "target_size",
-    "to_sample",
-]
-
-# One sample as bytes, small enough to pass between processes: clips uint8 [T, H, W, 3], mask uint8 [T, H, W],
-# references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` converts it to tensors.
-PixelSample = VideoSample[NDArray[Any], NDArray[np.float32]]
-TensorSample = VideoSample[Tensor, Tensor]
 
 
 def load_sample(record: SampleRecord, config: VideoConfig) -> TensorSample:
@@ -68,25 +52,6 @@ def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
         return _load(record, config)
     except DataError as error:
         raise (error.at(record.address) if record.address else error) from None
-
-
-def to_sample(pixels: PixelSample) -> TensorSample:
-    """Convert bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
-    mask = pixels.src_mask
-    source = None if pixels.src_video is None else to_tensor(pixels.src_video)
-    if pixels.gray_is_missing and source is not None and mask is not None and pixels.src_video is not None:
-        missing = torch.from_numpy((pixels.src_video == 128).all(axis=-1) & (mask > 127))
-        source[:, missing] = 0
-    return TensorSample(
-        video=to_tensor(pixels.video),
-        src_video=source,
-        src_mask=None if mask is None else mask_tensor(mask),
-        src_ref_images=tuple(torch.from_numpy(reference) for reference in pixels.src_ref_images),
-        captions=pixels.captions,
-        fps=pixels.fps,
-        frame_indices=pixels.frame_indices,
-        frame_policy=pixels.frame_policy,
-    )
 
 
 def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:

@@ -5,7 +5,7 @@ Each key reproduces one behaviour. All are off by default.
 | key | project | what it reproduces |
 |-|-|-|
 | diffsynth_noise | DiffSynth-Studio | with R references, the last R latent frames of the noise come first |
-| diffsynth_references | DiffSynth-Studio's VACE | references stretched: `data.resize.stretched_reference` |
+| diffsynth_references | DiffSynth-Studio's VACE | stretched: `data.conditions.stretched_reference` |
 | videoxfun_sigmas | VideoX-Fun's sampler "Flow" | Euler on sigmas shifted twice at their low end |
 | wan_frames | Wan2.1's VACE (`keep_last=True`) | frames spread over the clip: `data.frames.spread_to_last` |
 """

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_sample
+from mindspeed_mm.data.conditions import TensorSample
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.images import image_traits
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
 from mindspeed_mm.data.traits import remarks_on
-from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.data.video_writer import picture_frames
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json

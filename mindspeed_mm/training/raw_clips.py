@@ -20,10 +20,10 @@ from mindspeed_mm.conditioning.recipe import Recipe, entries_for, training_draw
 from mindspeed_mm.conditioning.synthesis import to_synthesis
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import StreamEncoder, encode_features
+from mindspeed_mm.data.conditions import PixelSample, to_sample
 from mindspeed_mm.data.loader import Collate, Draw, RankSampler, SampleOrder
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import Batch, FeatureRecord, SampleRecord
-from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.training.metrics import READERS
 

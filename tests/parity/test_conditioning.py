@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanVACEPipeline
 from PIL import Image
 
 from mindspeed_mm.conditioning.vace import encode_features, encode_vace_context, fold_mask
+from mindspeed_mm.data.conditions import load_reference, to_tensor
 from mindspeed_mm.data.sample import VideoSample
-from mindspeed_mm.data.transforms import load_reference, to_tensor
 from tests.support.tiny import tiny_vae
 
 T, H, W = 17, 48, 64

@@ -17,8 +17,8 @@ from mindspeed_mm.conditioning.extraction import Extraction
 from mindspeed_mm.conditioning.reading import FeatureKeys
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import StreamEncoder
+from mindspeed_mm.data.conditions import PixelSample
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.transforms import PixelSample
 from mindspeed_mm.errors import DataError
 
 T, H, W = 5, 16, 32

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mindspeed_mm.data.conditions import Conditions, ReadConditions, to_tensors
-from mindspeed_mm.data.resize import to_tensor
+from mindspeed_mm.data.conditions import Conditions, ReadConditions, to_tensor, to_tensors
 from mindspeed_mm.data.video_writer import clip_bytes, mask_bytes
 from mindspeed_mm.generation.parallel import SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs

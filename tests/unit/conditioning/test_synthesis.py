@@ -16,12 +16,12 @@ from mindspeed_mm.conditioning.recipe import parse_recipe
 from mindspeed_mm.conditioning.synthesis import load_synthesized, synthesize_records
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources
+from mindspeed_mm.data.conditions import to_sample
 from mindspeed_mm.data.config import FeatureDatasetConfig, VideoConfig
 from mindspeed_mm.data.dataset import FeatureDataset
 from mindspeed_mm.data.features import read_info
 from mindspeed_mm.data.forms import ArrayReader
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.transforms import to_sample
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.extract import main as extract
 from tests.support.errors import meant, raises

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mindspeed_mm.data.images import open_image, read_image, read_mask
 from mindspeed_mm.data.probe import probe
-from mindspeed_mm.data.transforms import binarize
+from mindspeed_mm.data.resize import binarize
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises

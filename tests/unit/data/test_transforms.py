@@ -6,16 +6,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from mindspeed_mm.data.conditions import load_reference, to_tensor
 from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.resize import resize_to_fill
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.transforms import (
-    load_clip,
-    load_mask,
-    load_reference,
-    load_sample,
-    resize_to_fill,
-    to_tensor,
-)
+from mindspeed_mm.data.transforms import load_clip, load_mask, load_sample
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from tests.support.clips import numbered, numbers_of, turn, write_clip, write_variable

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
+from mindspeed_mm.data.conditions import stretched_reference
 from mindspeed_mm.data.config import ClipPolicy, VideoConfig
 from mindspeed_mm.data.dataset import pixel_settings
 from mindspeed_mm.data.frames import choose, spread_to_last
-from mindspeed_mm.data.resize import stretched_reference
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import RequestConfig

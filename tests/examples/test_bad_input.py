@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.cli import main as convert
 from tests.support.errors import absent, meant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,9 +201,21 @@ def test_generation_names_weights_that_are_not_there(tmp_path: Path, edited) -> 
     assert f"{tmp_path}/nowhere" in refused([*GENERATE, str(config), "--prompt", "a red circle"])
 
 
-def test_conversion_names_a_source_that_is_not_there(tmp_path: Path) -> None:
+def refused_conversion(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """As `refused` does for mm-convert, but in this process, which has imported torch already."""
+    with pytest.raises(SystemExit) as ended:
+        convert(["VACEConverter", *argv])
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert re.match(r"(ConfigError|DataError|WeightsError): ", line)
+    return line
+
+
+def test_conversion_names_a_source_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["--cfg.source_path", f"{tmp_path}/none", "--cfg.target_path", f"{tmp_path}/out"]
-    assert f"{tmp_path}/none" in refused([*CONVERT, "hf_to_mm", *argv])
+    assert f"{tmp_path}/none" in refused_conversion(capsys, "hf_to_mm", *argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +224,9 @@ def test_conversion_names_a_method_and_a_flag_nobody_knows(tmp_path: Path) -> No
     assert "sorce_path" in refused([*CONVERT, "hf_to_mm", "--cfg.sorce_path", "a", "--cfg.target_path", "b"])
 
 
-def test_conversion_names_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+def test_conversion_names_a_folder_without_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     argv = ["--cfg.source_path", f"{tmp_path}/empty", "--cfg.target_path", f"{tmp_path}/out"]
-    assert f"{tmp_path}/empty" in refused([*CONVERT, "hf_to_mm", *argv])
+    assert f"{tmp_path}/empty" in refused_conversion(capsys, "hf_to_mm", *argv)

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from checkpoint.cli import main
 from megatron.mm.layout import write_tracker
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_part, open_weights
+from tests.support.commands import convert_here
 from tests.support.rounded_files import write_fp8_scaled
 from tests.support.tiny import TEXT_FILE, TINY, TOKENIZER_FOLDER, VAE_FILE, write_official
 
@@ -69,23 +67,6 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-def run_here(block: str) -> bool:
-    """Run a block of `mm-convert` lines in this process, to save the imports; False for any other block."""
-    lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-    if any(words[0] != "mm-convert" for words in lines):
-        return False
-    for words in lines:
-        arguments, _, file = " ".join(map(shlex.quote, words[1:])).partition(" '>' ")
-        with open(file or os.devnull, "w", encoding="utf-8") as out, redirect_stdout(out):
-            code: str | int | None = 0
-            try:
-                main(shlex.split(arguments))
-            except SystemExit as ended:  # --print_config ends so
-                code = ended.code
-        assert not code, words
-    return True
-
-
 @pytest.mark.slow
 def test_every_block_of_the_page_runs_as_it_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
@@ -93,14 +74,13 @@ def test_every_block_of_the_page_runs_as_it_stands(home: Path, monkeypatch: pyte
     assert len(found) >= 7
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    for number, (language, block) in enumerate(found):
-        if number and language == "shell" and run_here(block):  # the first by its console script
+    for language, block in found:  # test_guide.py runs the console script
+        if language == "python":
+            exec(compile(block, PAGES[0].name, "exec"), {})
             continue
-        command = (
-            [sys.executable, "-c", block]
-            if language == "python"
-            else ["bash", "-euo", "pipefail", "-c", block]
-        )
+        if convert_here(block):
+            continue
+        command = ["bash", "-euo", "pipefail", "-c", block]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     official = open_weights(home / "ckpt/Wan2.1-VACE-1.3B/diffusion_pytorch_model.safetensors")

@@ -18,6 +18,8 @@ from checkpoint.cli import main as convert
 from examples.vace.tiny.checkpoints import write_official
 from examples.vace.tiny.world import Clip, write_dataset
 from mindspeed_mm.tasks.generate import main as generate
+from tests.support.commands import convert_here
+from tests.support.ranks import run_ranks
 from tests.support.runs import ended, free_port
 from tests.support.tiny import model_json
 
@@ -80,7 +82,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(block: str, checkout: Path) -> None:
-    """One shell block, in the root of the checkout."""
+    """One shell block, in the root of the checkout.
+
+    Lines of mm-convert alone run in this process; a loop over them starts the command.
+    """
+    if convert_here(block):
+        return
     settings = {"NPUS_PER_NODE": "1", "NUM_WORKERS": "0", "TRAIN_ITERS": "2", "OMP_NUM_THREADS": "1"}
     settings |= {"MINDSPEED_MM_DEVICE": "cpu"}
     settings |= {"MASTER_PORT": free_port()}
@@ -94,10 +101,12 @@ def train_again(name: str, checkout: Path) -> None:
     The videos are `again/results/NAME…`. Commands that the blocks already ran are called in this process.
     """
     again = checkout / "again"
-    run(
-        f"TRAIN_ITERS=1 SAVE_PATH=./again/{name} bash examples/vace/1.3B/pretrain_fsdp.sh --save-full-model",
-        checkout,
-    )
+    files = {"data": "1.3B/feature_data.json", "model": "1.3B/pretrain_model.json"}
+    flags = [part for kind, file in files.items() for part in (f"--mm-{kind}", f"examples/vace/{file}")]
+    flags += ["--fsdp2-config-path", "examples/vace/fsdp2_config.yaml", "--num-workers", "0", "--lr", "5e-5"]
+    flags += ["--train-iters", "1", "--save", f"./again/{name}", "--save-full-model"]
+    ran = run_ranks("mindspeed_mm.tasks.pretrain", flags, checkout / f"again/printed/{name}", ranks=1)
+    assert ran.returncodes == [0], ran.stdout + ran.stderr
     release = again / f"{name}_torch/release/mp_rank_00"
     release.mkdir(parents=True)
     (release.parents[1] / "latest_checkpointed_iteration.txt").write_text("release\n")
@@ -111,6 +120,8 @@ def train_again(name: str, checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_guide_commands_run_and_their_weights_train(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
     blocks = BLOCK.findall((ROOT / "examples/vace/README.md").read_text(encoding="utf-8"))
     assert len(blocks) >= 8
     for block in blocks:
@@ -119,8 +130,6 @@ def test_guide_commands_run_and_their_weights_train(checkout: Path, monkeypatch:
     assert (checkout / "results" / "video1.mp4").is_file()
 
     # train the results again and generate from every form; this time the checkpoints hold all weights
-    monkeypatch.chdir(checkout)
-    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
     for name, source in (
         ("from_dcp_to_torch", "./dcp_to_torch"),
         ("from_mm_to_hf", "./converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt"),

@@ -102,12 +102,17 @@ def test_wheels_code_is_used_and_not_the_checkouts(environment: Path, tmp_path: 
     assert run(environment, tmp_path, "python", "-c", code).stdout.startswith(str(environment))
 
 
+@pytest.fixture(scope="module")
+def project(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of every size."""
+    folder = tmp_path_factory.mktemp("project")
+    run(environment, folder, "vace", "init", "project")
+    return folder / "project"
+
+
 @pytest.mark.parametrize("script", ["1.3B/pretrain_fsdp.sh", "14B/pretrain_fsdp.sh", "14B/pretrain_lora.sh"])
-def test_training_scripts_of_a_project_check_their_job(
-    environment: Path, tmp_path: Path, script: str
-) -> None:
-    run(environment, tmp_path, "vace", "init", "project")
-    done = run(environment, tmp_path / "project", "bash", f"examples/vace/{script}", "--dry-run")
+def test_training_scripts_of_a_project_check_their_job(environment: Path, project: Path, script: str) -> None:
+    done = run(environment, project, "bash", f"examples/vace/{script}", "--dry-run")
     assert "batch" in done.stdout
 
 

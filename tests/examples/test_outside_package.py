@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from checkpoint.cli import main as convert
 from mindspeed_mm import VacePipeline
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.video import open_video
@@ -36,6 +38,7 @@ from mindspeed_mm.training.config import CheckpointConfig, EvalConfig
 from tests.support.clips import write_clip
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
+from tests.support.ranks import run_ranks
 from tests.support.runs import ended, free_port
 from tests.support.tiny import (
     TINY,
@@ -410,12 +413,16 @@ def run(
     return ended(command, cwd=ROOT, env=environment)
 
 
-def test_its_converter_runs_under_mm_convert(site: Path, weights: Path, tmp_path: Path) -> None:
+def test_its_converter_runs_under_mm_convert(
+    site: Path, weights: Path, tmp_path: Path, installed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--cfg.source_path", str(weights), "--cfg.target_path", str(tmp_path / "count.txt")]
     ran = run(["mm-convert", "CountConverter", "count", *flags], site)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "count.txt").read_text() == str(len(tiny_transformer(0, TINY).state_dict()))
-    assert "VACEConverter" in run(["mm-convert", "--help"], site).stdout
+    with pytest.raises(SystemExit):
+        convert(["--help"])
+    assert {"VACEConverter", "CountConverter"} <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, object]:
@@ -434,49 +441,67 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
     }
 
 
+TRAIN = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh"]
+PARTS = ['--set=model.transforms=[{"type": "biases"}]', '--set=model.hooks=[{"type": "tally", "every": 2}]']
+
+
+@pytest.fixture(scope="module")
+def trained(
+    site: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, object], str]:
+    """Two iterations of the script with every part of the package. → the settings, what was printed.
+
+    Also with spaces in the path.
+    """
+    settings = settings_for(tmp_path_factory.mktemp("trained"), weights, volume=0.25)
+    ran = run([*TRAIN, *PARTS, "--train-iters", "2", "--num-workers", "0"], site, settings)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    return settings, ran.stdout
+
+
 @pytest.mark.slow
 def test_outside_model_data_and_transform_train_with_the_script(
-    site: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, trained: tuple[dict[str, object], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with spaces in the path."""
-    settings = settings_for(tmp_path, weights, volume=0.25)
-    script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
-    ran = run([*script, '--set=model.transforms=[{"type": "biases"}]'], site, settings)
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    assert "whisper at volume 0.25" in ran.stdout
-    assert "iteration        2/       2" in ran.stdout
-    saved = FileSystemReader(tmp_path / "save in a folder with spaces" / "iter_0000002").read_metadata()
-    trained = [name for name in saved.state_dict_metadata if name.startswith("model.")]
+    settings, printed = trained
+    save = Path(str(settings["SAVE_PATH"]))
+    assert "whisper at volume 0.25" in printed
+    assert "iteration        2/       2" in printed
+    saved = FileSystemReader(save / "iter_0000002").read_metadata()
+    trained_names = [name for name in saved.state_dict_metadata if name.startswith("model.")]
     biases = [name for name in tiny_transformer(0, TINY).state_dict() if name.endswith(".bias")]
-    assert len(trained) == len(biases)
-    assert all(name.endswith(".bias") for name in trained)
+    assert len(trained_names) == len(biases)
+    assert all(name.endswith(".bias") for name in trained_names)
     monkeypatch.syspath_prepend(str(site))
-    sizes = open_model(tmp_path / "save in a folder with spaces", MODELS.get("whisper")).sizes
+    sizes = open_model(save, MODELS.get("whisper")).sizes
     assert sizes.model_dump() == {**TINY.model_dump(), "volume": 0.25}
 
 
 @pytest.mark.slow
-def test_outside_hook_trains_and_resumes_with_the_script(site: Path, weights: Path, tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, weights, volume=0.25)
-    hooks = ['--set=model.hooks=[{"type": "tally", "every": 2}]', "--num-workers=0", "--train-iters"]
-    script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", *hooks]
-    for iterations, load in ((2, None), (4, settings["SAVE_PATH"])):
-        more = {} if load is None else {"LOAD": load, "MASTER_PORT": free_port()}
-        ran = run([*script, str(iterations)], site, {**settings, **more})
-        assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+def test_outside_hook_trains_and_resumes_with_the_script(
+    site: Path, trained: tuple[dict[str, object], str]
+) -> None:
+    settings, _ = trained
+    more = {"LOAD": settings["SAVE_PATH"], "MASTER_PORT": free_port()}
+    ran = run([*TRAIN, *PARTS, "--train-iters", "4", "--num-workers", "0"], site, {**settings, **more})
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     lines = (Path(str(settings["SAVE_PATH"])) / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     losses = [row["loss"] for row in rows if "loss" in row]
     totals = {row["iteration"]: row["tally/total"] for row in rows if "tally/total" in row}
     assert totals == {2: sum(losses[:2]), 4: sum(losses)}
-    ran = run([*script[:2], '--set=model.hooks=[{"type": "tally", "evry": 2}]', "--dry-run"], site, settings)
+    ran = run([*TRAIN, '--set=model.hooks=[{"type": "tally", "evry": 2}]', "--dry-run"], site, settings)
     assert ran.returncode == 1
     assert "hooks[0].evry" in ran.stderr
 
 
 @pytest.mark.slow
-def test_model_without_vace_trains_from_its_weights(site: Path, tmp_path: Path) -> None:
-    """Its schema, its names, its units and no branch: two files of its own and one line of entry points."""
+@pytest.mark.usefixtures("installed")
+def test_model_without_vace_trains_from_its_weights(tmp_path: Path) -> None:
+    """Its schema, its names, its units and no branch: two files of its own and one line of entry points.
+
+    Its one rank has imported the library already; the script starts those of `trained`.
+    """
     sizes = {
         "enter": (8, 16, 1, 1, 1),
         "leave": (16, 8, 1, 1, 1),
@@ -489,10 +514,11 @@ def test_model_without_vace_trains_from_its_weights(site: Path, tmp_path: Path) 
     predictor = {"model_id": "pebble", "width": 8, "from_pretrained": str(tmp_path / "pebble.safetensors")}
     (tmp_path / "model.json").write_text(json.dumps({"task": "vace", "predictor": predictor}))
     (tmp_path / "fsdp2.yaml").write_text("sub_modules_to_wrap: ['stones.{*}']\nparam_dtype: bf16\n")
-    settings["FSDP2_CONFIG"] = tmp_path / "fsdp2.yaml"
-    script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
-    ran = run(script, site, settings)
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    flags = ["--mm-model", settings["MM_MODEL"], "--mm-data", settings["MM_DATA"], "--lr", "5e-5"]
+    flags += ["--fsdp2-config-path", tmp_path / "fsdp2.yaml", "--save", settings["SAVE_PATH"]]
+    flags += ["--lr-decay-style", "constant", "--train-iters", 2, "--num-workers", 0, "--log-interval", 1]
+    ran = run_ranks("mindspeed_mm.tasks.pretrain", flags, tmp_path / "printed", ranks=1)
+    assert ran.returncodes == [0], ran.stdout[-3000:] + ran.stderr[-3000:]
     assert "iteration        2/       2" in ran.stdout
     names = ("enter.{p}", "stones.{i}.mix.{p}", "leave.{p}")
     key_map = KeyMap("mm", [Rename(name, f"pebble.{name}") for name in names])
@@ -642,15 +668,13 @@ def test_outside_model_makes_its_validation_videos(downloads: Path, whisper: Pat
 
 
 @pytest.mark.slow
-def test_outside_model_is_sharded_by_generate_sh(
-    site: Path, downloads: Path, whisper: Path, tmp_path: Path, installed: None
-) -> None:
+@pytest.mark.usefixtures("installed")
+def test_outside_model_is_sharded_over_two_ranks(downloads: Path, whisper: Path, tmp_path: Path) -> None:
     values = request_of(downloads, whisper, guidance_scale=1, steps=2)
     main([str(inference_json(tmp_path / "one.json", downloads, **values))])
     shared = inference_json(tmp_path / "two.json", downloads, **values, shard_weights=True)
-    script = ["bash", "examples/vace/inference/generate.sh", str(shared)]
-    ran = run(script, site, {"NPUS_PER_NODE": 2, "MASTER_PORT": free_port()})
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    ran = run_ranks("mindspeed_mm.tasks.generate", [shared], tmp_path / "printed")
+    assert ran.returncodes == [0, 0], ran.stdout[-3000:] + ran.stderr[-3000:]
     found, expected = latents_of(tmp_path / "two/made"), latents_of(tmp_path / "one/made")
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 

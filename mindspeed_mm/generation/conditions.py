@@ -25,11 +25,6 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
     return pixels.to_tensors(_read(inputs, sampling))
 
 
-def conditions_of(request: GenerationRequest) -> Conditions:
-    """Load the pixels of a request. Raises DataError with the name of the video."""
-    return pixels.to_tensors(read_conditions(request))
-
-
 def read_conditions(request: GenerationRequest) -> ReadConditions:
     """Load the pixels of a request, with clips from files as uint8 to save memory. Raises DataError."""
     try:

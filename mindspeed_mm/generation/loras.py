@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.generation.denoise import Step
+from mindspeed_mm.generation.denoise import Step, StepHook
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.presets import phase_bounds
@@ -111,11 +111,11 @@ class _Patch:
 @contextmanager
 def applied(
     experts: Experts, uses: Sequence[LoraUse], sampling: SamplingConfig | None = None
-) -> Iterator[LoraSchedule]:
+) -> Iterator[Sequence[StepHook]]:
     """Apply LoRAs to the models within the block, then restore the original weights exactly.
 
-    Call `LoraSchedule.advance` after each step. Raises ConfigError, and WeightsError for a LoRA that does not
-    fit.
+    Yields the hooks to call after each denoising step; without LoRAs, there are none. Raises ConfigError, and
+    WeightsError for a LoRA that does not fit.
     """
     clock = LoraSchedule(_phases(sampling, len(experts.models)))
     handles: list[Any] = []
@@ -136,7 +136,7 @@ def applied(
                 continue
             handles.append(owner.register_forward_pre_hook(patch.enter))
             handles.append(owner.register_forward_hook(patch.leave, prepend=True))
-        yield clock
+        yield (clock.advance,) if changes else ()
     finally:
         for handle in handles:
             handle.remove()

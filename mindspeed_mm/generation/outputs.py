@@ -103,7 +103,7 @@ class VideoFiles:
             request.name, made.chunks(), request.sampling, self.folder, kept, settings, made.conditions
         )
 
-    def store(self, request: GenerationRequest) -> WindowStore | None:
+    def open_store(self, request: GenerationRequest) -> WindowStore | None:
         """Return the store that keeps the windows of a long video for the next run, or None."""
         run, model = self.run.get("run"), self.run.get("model")
         if not request.sampling.is_windowed or run is None or model is None:

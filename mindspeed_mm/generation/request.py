@@ -99,9 +99,14 @@ class GenerationRequest:
         )
 
     @property
+    def prompt_per_window(self) -> tuple[str, ...]:
+        """The prompt of each window."""
+        return tuple(self.prompt_of(window.index) for window in self.sampling.windows)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of all windows, followed by the negative prompt if guidance needs it."""
-        own = self.window_prompts if self.sampling.is_windowed and self.window_prompts else (self.prompt,)
+        """The distinct prompts of all windows, followed by the negative prompt if guidance needs it."""
+        own = tuple(dict.fromkeys(self.prompt_per_window))
         return (*own, self.negative_prompt) if self.sampling.needs_guidance else own
 
     def prompt_of(self, window: int) -> str:

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.data.conditions import Conditions, to_tensors
 from mindspeed_mm.data.images import Frames
 from mindspeed_mm.data.video_writer import clip_bytes, mask_bytes
-from mindspeed_mm.generation.conditions import conditions_of, read_conditions
+from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.denoise import Step, StepHook, denoise
 from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
@@ -39,6 +39,7 @@ from mindspeed_mm.progress import Progress
 T = TypeVar("T")
 Chunks = Callable[[], Iterator[Frames]]  # frames [t, H, W, 3]; each call restarts at the first frame
 OnConditions = Callable[[GenerationRequest, Conditions], None]
+OpenStore = Callable[[GenerationRequest], WindowStore | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +71,24 @@ def generate(
     encoded: dict[str, Encoded] | None = None,
     hooks: Sequence[StepHook] = (),
     progress: bool = False,
-    store: WindowStore | None = None,
+    open_store: OpenStore | None = None,
 ) -> T | None:
     """Generate a video and pass it to `finish`.
 
     Returns the result of `finish` on the main process, and None on all others. All processes of `parallel`
     must call this function together; `on_conditions` and `finish` run on the main process only.
 
-    `encoded` caches the encoded inputs by request name for the next call. `store` keeps the windows of a long
-    video for a later run. Raises ConfigError, DataError, WeightsError, and NonFiniteError on every process.
+    `encoded` caches the encoded inputs by request name for the next call. `open_store` returns the store
+    that keeps the windows of a long video for a later run. Raises ConfigError, DataError, WeightsError, and
+    NonFiniteError on every process.
     """
     models.start_measuring()
     run = Run(models=models, parallel=parallel, hooks=hooks, progress=progress)
     if request.sampling.is_windowed and request.sampling.window_mode == "extend":
-        return _generate_windows(run, request, finish, on_conditions, store)
+        return _generate_windows(run, request, finish, on_conditions, open_store)
     encoded = {} if encoded is None else encoded
     if request.name not in encoded:
-        conditions = parallel.run_on_main(lambda: conditions_of(request))
+        conditions = parallel.run_on_main(lambda: to_tensors(read_conditions(request)))
         encoded[request.name] = _encode(run, request, conditions, on_conditions)
     source = encoded[request.name]
     latents = _denoise(run, request, source)
@@ -144,10 +146,11 @@ def _generate_windows(
     request: GenerationRequest,
     finish: Callable[[GeneratedVideo], T],
     on_conditions: OnConditions | None,
-    store: WindowStore | None,
+    open_store: OpenStore | None,
 ) -> T | None:
     """Generate a long video, in which each window continues the previous one."""
     models, parallel = run.models, run.parallel
+    store = None if open_store is None else open_store(request)
 
     def read() -> Conditions:
         whole = read_conditions(request)
@@ -206,7 +209,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
             shown=None if run.progress else False,
         ) as bar,
         explain_oom(request.name),
-        applied(models.experts, request.loras, sampling) as clock,
+        applied(models.experts, request.loras, sampling) as lora_hooks,
     ):
         return denoise(
             models,
@@ -216,7 +219,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
             num_refs=source.vace_context.shape[1] - WAN.latent_frames(sampling.num_frames),
             noise=request.noise,
             guide=run.parallel.guide,
-            hooks=(clock.advance, lambda _: bar.step(), *run.hooks),
+            hooks=(*lora_hooks, lambda _: bar.step(), *run.hooks),
         ).cpu()
 
 
@@ -245,8 +248,8 @@ def _prompts_of(request: GenerationRequest, rows: Mapping[str, Tensor]) -> tuple
     """Return the embedded prompts of each window."""
     negative = rows[request.negative_prompt] if request.sampling.needs_guidance else None
     return tuple(
-        PromptEmbeds(prompt_embeds=rows[request.prompt_of(window.index)], negative_prompt_embeds=negative)
-        for window in request.sampling.windows
+        PromptEmbeds(prompt_embeds=rows[prompt], negative_prompt_embeds=negative)
+        for prompt in request.prompt_per_window
     )
 
 

@@ -148,7 +148,7 @@ class Worker:
             files.write,
             parallel=self.parallel,
             on_conditions=show,
-            store=files.store(planned.videos[0]),
+            open_store=files.open_store,
             hooks=[lambda step: self._note(job, step)],
         )
 

@@ -146,7 +146,7 @@ def work(
             parallel=parallel,
             on_conditions=files.write_conditions,
             progress=True,
-            store=files.store(video),
+            open_store=files.open_store,
         )
 
 

@@ -60,14 +60,14 @@ def latents_of(layout=None, shard=False, experts=1, loras=(), quantize=None):
     sampling = resolve_sampling(
         REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts
     )
-    with applied(store.experts, loras) as clock:
+    with applied(store.experts, loras) as hooks:
         return denoise(
             store,
             inputs["vace_context"][0],
             [prompts],
             sampling,
             guide=parallel.guide,
-            hooks=[clock.advance],
+            hooks=hooks,
         )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import draw_kinds
 import pytest
 
-from mindspeed_mm.generation.conditions import conditions_of
+from mindspeed_mm.data.conditions import to_tensors
+from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.support.tiny import write_shipped_request
 
@@ -35,7 +36,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> GenerateJob:
 
 def test_every_kind_shows_the_model_what_its_recipe_names(job: GenerateJob) -> None:
     for video in job.videos:
-        keys, shown = draw_kinds.KINDS[video.name].keys, conditions_of(video)
+        keys, shown = draw_kinds.KINDS[video.name].keys, to_tensors(read_conditions(video))
         assert (shown.src_video is not None) == bool(keys.keys() - {"image_path"}), video.name
         assert (shown.src_mask is None) == (not keys.keys() - {"image_path", "video_path"}), video.name
         assert len(shown.src_ref_images) == ("image_path" in keys), video.name

@@ -11,10 +11,11 @@ from PIL import Image
 
 from mindspeed_mm.conditioning.tasks.catalog import all_tasks
 from mindspeed_mm.conditioning.tasks.spec import Clip, count_bounds
+from mindspeed_mm.data.conditions import to_tensors
 from mindspeed_mm.data.images import brightness
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.generation.conditions import conditions_of
+from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.serve.client import Client
 from mindspeed_mm.ui.config import UiConfig
 from mindspeed_mm.ui.forms import FAMILIES, forms
@@ -141,7 +142,7 @@ def test_a_painting_is_sent_as_the_mask_of_the_clip(sample: Path, tmp_path: Path
     assert request.fields["task"] == {"type": "inpainting", "mode": "mask"}
     reader = open_video(request.files["src_mask"][0], mask=True)
     assert reader.num_frames == 17
-    conditions = conditions_of(plan(request, MODEL, tmp_path))
+    conditions = to_tensors(read_conditions(plan(request, MODEL, tmp_path)))
     assert conditions.src_mask is not None
     white = np.asarray(conditions.src_mask[0]).reshape(17, -1).mean(axis=1)
     assert ((white > 0.1) & (white < 0.5)).all()

@@ -16,7 +16,7 @@ from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.generation.conditions import conditions_of
+from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.tasks import request_task
@@ -124,4 +124,4 @@ def test_a_request_with_a_task_notes_its_clip(folder: Path) -> None:
     task, inputs = request_task("gray", Inputs(src_video=str(folder / "raw.h264")), "x.json:task")
     sampling = SamplingConfig(height=SIZE[0], width=SIZE[1], num_frames=5, timing="frames")
     request = GenerationRequest(prompt="a", name="v", inputs=inputs, sampling=sampling, task=task)
-    assert any(UNTIMED in note for note in conditions_of(request).notes)
+    assert any(UNTIMED in note for note in read_conditions(request).notes)

@@ -35,7 +35,7 @@ class ChecksumConfig(Config):
 
 
 class DcpToTorchConfig(ChecksumConfig):
-    """Sharded checkpoint → one torch file."""
+    """Settings to convert a sharded checkpoint to one torch file."""
 
     source_path: str = Field(
         min_length=1, description="iter_ folder of a run, or the run's folder (the tracker file's iteration)"
@@ -57,12 +57,12 @@ class ConvertConfig(ChecksumConfig):
     )
     verify: Literal["heads", "bits"] = Field(
         default="heads",
-        description="what to read back: heads (names, shapes and 64 KiB of each weight) or bits (every bit)",
+        description="what to verify: heads (names, shapes and 64 KiB of each weight) or bits (every bit)",
     )
 
 
 class ToMmConfig(ConvertConfig):
-    """Original or diffusers weights → MM folder."""
+    """Settings to convert original or diffusers weights to an MM folder."""
 
     base_path: str | None = Field(
         default=None,
@@ -74,7 +74,7 @@ class ToMmConfig(ConvertConfig):
 
 
 class FromMmConfig(ConvertConfig):
-    """MM or DCP folder → original or diffusers weights."""
+    """Settings to convert an MM or DCP folder to original or diffusers weights."""
 
     form: Literal["whole", "module"] = Field(
         default="whole",
@@ -90,11 +90,11 @@ class FromMmConfig(ConvertConfig):
 
 
 class ResplitConfig(ToMmConfig):
-    """MM folder → MM folder with other stages."""
+    """Settings to convert an MM folder to other pipeline stages."""
 
 
 class LoraToConfig(ChecksumConfig):
-    """A LoRA of any dialect, or of a training checkpoint → a LoRA of another program."""
+    """Settings to convert a LoRA of any dialect, or of a training checkpoint, for another program."""
 
     source_path: str = Field(
         min_length=1,
@@ -117,7 +117,7 @@ class LoraToConfig(ChecksumConfig):
 
 
 class ExtractLoraConfig(ChecksumConfig):
-    """Two checkpoints of one model → a LoRA that approximates their difference."""
+    """Settings to extract a LoRA that approximates the difference of two checkpoints of one model."""
 
     source_path: str = Field(
         min_length=1, description="fine-tuned weights, any dialect, or a training checkpoint"
@@ -142,7 +142,7 @@ class ExtractLoraConfig(ChecksumConfig):
 
 
 class MergeLoraConfig(ConvertConfig):
-    """Base weights and LoRAs → merged weights."""
+    """Settings to merge LoRAs into base weights."""
 
     loras: list[str] | str = Field(
         description=(
@@ -180,7 +180,7 @@ class MergeLoraConfig(ConvertConfig):
 
 
 class PipelineConfig(ChecksumConfig):
-    """Parts → a WanVACEPipeline folder of diffusers."""
+    """Settings to assemble a WanVACEPipeline folder of diffusers."""
 
     target_path: str = Field(min_length=1, description="folder to write")
     high_path: str = Field(

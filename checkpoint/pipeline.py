@@ -98,7 +98,7 @@ def _log_table(parts: Parts, cfg: PipelineConfig) -> None:
             *((name, source.description) for name, source in parts.experts.items()),
             ("vae", cfg.vae_path),
             ("text_encoder", cfg.text_encoder_path),
-            ("tokenizer", cfg.tokenizer_path or "beside the text encoder"),
+            ("tokenizer", cfg.tokenizer_path or "next to the text encoder"),
             ("scheduler", f"UniPC, shift {cfg.shift:g}" + ((
                 f", boundary {cfg.boundary:g}"
             ) if cfg.low_path else "")),

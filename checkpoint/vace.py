@@ -72,7 +72,7 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
     """Convert MM or DCP weights to original Wan names: a folder, or one .pt, .pth or .safetensors file.
 
     Args:
-        cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
+        cfg: source, target, dtype, base of a trainable-only checkpoint.
     """
     check_target(cfg.target_path)
     from checkpoint.convert import convert, open_source, write_module
@@ -90,7 +90,7 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
     """Convert MM or DCP weights to a diffusers transformer folder, or one file with diffusers names.
 
     Args:
-        cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
+        cfg: source, target, dtype, base of a trainable-only checkpoint.
     """
     check_target(cfg.target_path)
     if cfg.form == "module":

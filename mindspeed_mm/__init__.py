@@ -47,7 +47,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker reads the imports above, and knows every other name as an error
 
     def __getattr__(name: str) -> Any:
-        """A public name, imported when it is first used."""
+        """Import a public name on first use and return it."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _HOMES[name]

@@ -294,9 +294,9 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _refusal(folder: Path, holder: Holder | None, choose: str) -> LaunchError:
     who = "another run" if holder is None else holder.describe()
-    fix = f"wait for its end, stop it, or choose another {choose}"
+    fix = f"wait until it ends, stop it, or choose another {choose}"
     if holder is not None and not holder.is_local:
-        fix += f"; if it is gone for certain, remove {folder / LOCK_FILE}"
+        fix += f"; if it has certainly ended, remove {folder / LOCK_FILE}"
     return LaunchError(f"in use by {who}", where=folder, fix=fix)
 
 
@@ -307,6 +307,6 @@ def _make_folders(folder: Path, choose: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LaunchError(
-            f"cannot be made: {error.strerror}", where=folder, fix=f"choose another {choose}"
+            f"cannot be created: {error.strerror}", where=folder, fix=f"choose another {choose}"
         ) from None
     return missing

@@ -113,7 +113,7 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--manual-gc": (0, "not needed"),
     "--manual-gc-interval": (1, "not needed"),
     "--empty-unused-memory-level": (1, "not needed"),
-    "--no-barrier-with-level-1-timing": (0, "timers never synchronise ranks"),
+    "--no-barrier-with-level-1-timing": (0, "timers never synchronize ranks"),
     "--local-rank": (1, "use the environment that torchrun sets"),
     "--local_rank": (1, "use the environment that torchrun sets"),
     "--use-tp-pp-dp-mapping": (0, _NO_TP),

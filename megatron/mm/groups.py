@@ -41,7 +41,7 @@ def import_mindspeed() -> None:
         import_module("mindspeed.megatron_adaptor")
     except ImportError as error:
         raise LaunchError(
-            f"{error}", where="--use-mindspeed", fix="install MindSpeed, or leave the flag out"
+            f"{error}", where="--use-mindspeed", fix="install MindSpeed, or remove the flag"
         ) from None
 
 

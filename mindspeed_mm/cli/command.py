@@ -18,7 +18,7 @@ from mindspeed_mm.files import display_path, read_json_object
 _WIDTH = 80
 # Not for verbs that read no file and run only briefly.
 _EVERY_VERB = (
-    ("--set", "--set a.b=value", "replace a nested key of these; flags win"),
+    ("--set", "--set a.b=value", "override a nested key of these files; flags take precedence"),
     ("--dry-run", "--dry-run", "check everything and stop"),
     ("--print-config", "--print-config", "print the settings as JSON and stop"),
 )
@@ -104,7 +104,7 @@ def short_help(command: Command) -> str:
         lines += help_row(title, " ".join(f"--{flag}" for flag in flags))
     if command.notes:
         return "\n".join([*lines, "", *command.notes]) + "\n"
-    return "\n".join([*lines, "", f"What they mean, and every other flag: {command.prog} --help-all"]) + "\n"
+    return "\n".join([*lines, "", f"All flags with their descriptions: {command.prog} --help-all"]) + "\n"
 
 
 def full_help(command: Command, argv: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ COMMAND = Command(
     notes=(
         "SOURCE",
         *help_row("metadata.csv/.json", "DiffSynth-Studio, VideoX-Fun"),
-        *help_row("FOLDER", "name.mp4 beside name.txt; or orig, cropped, mask, prompt"),
+        *help_row("FOLDER", "name.mp4 next to name.txt; or orig, cropped, mask, prompt"),
         "",
         "Every flag of an action: vace data split --help-all",
     ),

@@ -1,4 +1,4 @@
-"""`vace doctor`: whether this machine is ready for a run."""
+"""`vace doctor`: checks whether this machine is ready for a run."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ COMMAND = Command(
     run=partial(main, prog=PROG),
     files=(),
     common={"where": ("data", "out"), "output": ("json",)},
-    notes=("Exit code 1 when something is broken. Nothing is changed or kept.",),
+    notes=("Exits with 1 if something is broken. Changes nothing.",),
 )

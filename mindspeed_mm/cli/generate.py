@@ -17,7 +17,9 @@ SERVER = "--server"
 def parser() -> FlagParser:
     """Build the parser with the flags of the job and of the place where it runs."""
     parser = job_parser(PROG)
-    parser.add_argument(SERVER, metavar="URL", help="let a vace serve make the videos; its weights are used")
+    parser.add_argument(
+        SERVER, metavar="URL", help="generate the videos on this vace server, with its weights"
+    )
     return parser
 
 

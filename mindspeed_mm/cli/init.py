@@ -18,5 +18,5 @@ COMMAND = Command(
     run=partial(main, prog=PROG),
     files=(),
     common={"whose": ("model",)},
-    notes=("In the folder, the commands of the guide (examples/vace/README.md) run.",),
+    notes=("The commands of the guide (examples/vace/README.md) run in this folder.",),
 )

@@ -14,19 +14,19 @@ from mindspeed_mm.log import one_line_errors
 from mindspeed_mm.registry import did_you_mean
 
 VERBS: Mapping[str, str] = {
-    "init": "a folder with the scripts and settings of a model",
-    "doctor": "whether this machine is ready, one line for each thing",
-    "convert": "weights to another naming, other pipeline stages, one file",
+    "init": "create a folder with the scripts and settings of a model",
+    "doctor": "check whether this machine is ready",
+    "convert": "convert weights: names, pipeline stages, one file",
     "data": "read datasets of other projects, cut long files into scenes",
-    "prepare": "inputs of a VACE task from plain clips and images",
-    "inspect": "a picture of what the model sees of a dataset or a feature",
-    "extract": "clips, masks, references and captions to features",
-    "plan": "memory and time of a training run before its launch",
+    "prepare": "make the inputs of a VACE task from plain clips and images",
+    "inspect": "draw what the model sees of a dataset or a feature",
+    "extract": "encode clips, masks, references and captions as features",
+    "plan": "estimate the memory and time of a run before its launch",
     "train": "pre-train or fine-tune on features",
-    "generate": "videos from a JSON with weights, prompts and inputs",
-    "eval": "scores of generated videos, and comparisons of runs",
-    "serve": "an HTTP API over a model that stays loaded",
-    "ui": "a page in the browser over the same API",
+    "generate": "generate videos from a JSON with weights, prompts and inputs",
+    "eval": "score generated videos, and compare runs",
+    "serve": "serve a model over an HTTP API",
+    "ui": "edit videos in the browser",
 }
 ALIASES = {"preproccess": "prepare", "vace_preproccess": "prepare"}  # the published tool's spelling
 HELP = """\
@@ -37,8 +37,8 @@ verbs, in the order of a project
 {verbs}
 
 for every verb
-  --config FILE    a JSON or YAML that the verb reads; its keys tell which one
-  --set a.b=value  replace a nested key of such a file; flags win over it
+  --config FILE    a JSON or YAML file of the verb, identified by its keys
+  --set a.b=value  override a nested key of such a file; flags take precedence
   --dry-run        check everything and stop; --print-config prints the settings
   --nproc N        one process for each of N devices (extract, train, generate)
   --help           the flags that are usually set; --help-all: every flag

@@ -16,7 +16,7 @@ def parser(argv: Sequence[str] | None) -> FlagParser:
     """Build the parser with the flags of training, or with `--generate` of generation, and of the planner."""
     if not any(word.partition("=")[0] == plan_generation.FLAG for word in argv or ()):
         made = plan_parser(PROG)
-        help_ = "plan the run of this inference JSON; its keys are flags then"
+        help_ = "plan a generation run from this inference JSON; its keys become flags"
         made.add_argument(plan_generation.FLAG, metavar="CONFIG.json", help=help_)
         return made
     return plan_generation.plan_parser(PROG)

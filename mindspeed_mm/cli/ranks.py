@@ -37,20 +37,20 @@ class RankConfig(Config):
         default=None,
         ge=1,
         le=1024,
-        description="processes of this machine, one per device (default: this one)",
+        description="number of processes on this machine, one per device (default: only this one)",
     )
-    nnodes: int = Field(default=1, ge=1, le=65536, description="machines; start the same command on each")
-    node_rank: int = Field(default=0, ge=0, le=65535, description="number of this machine, from 0")
-    master_addr: str = Field(default="localhost", description="the address of machine 0")
+    nnodes: int = Field(
+        default=1, ge=1, le=65536, description="number of machines; run the same command on each"
+    )
+    node_rank: int = Field(default=0, ge=0, le=65535, description="index of this machine, from 0")
+    master_addr: str = Field(default="localhost", description="address of machine 0")
     master_port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        description="its port (default: a free one on one machine, 6000 on several)",
+        description="port of machine 0 (default: a free one on one machine, 6000 on several)",
     )
-    log_dir: str = Field(
-        default="logs", description="folder of the log that keeps the lines of all processes"
-    )
+    log_dir: str = Field(default="logs", description="folder of the log with the output of all processes")
 
     @property
     def world(self) -> int:

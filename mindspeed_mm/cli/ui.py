@@ -12,7 +12,7 @@ PROG = "vace ui"
 
 COMMAND = Command(
     verb="ui",
-    summary="A page in the browser: edit clips, inspect datasets, follow runs",
+    summary="Edit clips, inspect datasets and follow runs in the browser",
     usage="[CONFIG.json | --model FOLDER | --server URL] [--key value]...",
     parser=lambda _: job_parser(PROG),
     run=partial(main, prog=PROG),

@@ -270,7 +270,7 @@ def _prompt_names(path: Path, names: Mapping[str, object]) -> list[str]:
     expected = [_numbered("prompt_ids", number) for number in range(len(found))]
     if odd := sorted(set(found) - set(expected)):
         raise DataError(
-            f"holds {odd[0]:.40}",
+            f"contains {odd[0]:.40}",
             where=path,
             expected=f"prompts named {', '.join(expected[:3])}",
             fix=EXTRACT_AGAIN,

@@ -175,7 +175,7 @@ class DecordReader:
             self.num_frames = len(self._reader)
             stamps = self._reader.get_frame_timestamp(range(self.num_frames)).astype(np.float64)
             first: Frames = self._reader.get_batch([0]).asnumpy()
-        except Exception as error:  # decord raises RuntimeError, DECORDError and AssertionError alike
+        except Exception as error:  # decord raises RuntimeError, DECORDError or AssertionError
             raise DataError(f"cannot be opened as a video: {short(error)}", where=path) from None
         self.height, self.width = first.shape[1:3]
         self.times = [round(float(t), 6) for t in stamps[:, 0] - stamps[0, 0]]

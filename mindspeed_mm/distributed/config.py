@@ -95,7 +95,7 @@ class ParallelConfig(Config):
         if self.tensor_model_parallel_size != 1:
             size = self.tensor_model_parallel_size
             raise ValueError(
-                f"--tensor-model-parallel-size {size} is not supported: with the tokens of a video it sends "
+                f"--tensor-model-parallel-size {size} is not supported: for the tokens of a video, it sends "
                 f"more than FSDP2; set it to 1 and {_NO_TP}"
             )
         if self.virtual_size > 1 and self.pipeline_model_parallel_size == 1:
@@ -104,7 +104,9 @@ class ParallelConfig(Config):
                 "--pipeline-model-parallel-size 2 or more; remove it, or set both"
             )
         if (self.context_parallel_algo == "hybrid_cp_algo") != (self.ulysses_degree_in_cp is not None):
-            raise ValueError("--context-parallel-algo hybrid_cp_algo and --ulysses-degree-in-cp go together")
+            raise ValueError(
+                "--context-parallel-algo hybrid_cp_algo and --ulysses-degree-in-cp must be used together"
+            )
         if self.context_parallel_size % self.ulysses_size:
             raise ValueError(
                 f"--ulysses-degree-in-cp {self.ulysses_size} does not divide --context-parallel-size "
@@ -204,7 +206,7 @@ class Fsdp2Config(Config):
     def _no_switch(cls, value: object) -> object:
         """Reject booleans: `true` equals 1, which would silently copy the weights to every rank."""
         if isinstance(value, bool):
-            raise ValueError("is a boolean, not a size; write auto, null or a number of ranks")
+            raise ValueError("is a boolean, not a size; use auto, null or a number of ranks")
         return value
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ class UlyssesAttend:
 
 
 class HybridAttend:
-    """An Attend over all tokens: Ulysses within groups of neighboring ranks, and a ring between the groups.
+    """An Attend over all tokens: Ulysses within groups of neighbouring ranks, and a ring between the groups.
 
     Each member of a ring holds the tokens of its group in rank order. The last member's tokens end in
     padding.

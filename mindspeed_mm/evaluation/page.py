@@ -53,13 +53,13 @@ document.getElementById('start').onclick = () => videos.forEach(video => { video
 rows.forEach(row => {
   const all = [...row.querySelectorAll('video')];
   all.forEach(video => {
-    video.controls = false;  // they would hide what is in a small video, until one points at it
+    video.controls = false;  // shown only on hover or focus, because they would cover a small video
     video.tabIndex = 0;
     const show = shown => { if (video.controls !== shown) video.controls = shown };
     video.onpointerenter = video.onfocus = () => show(true);
     video.onpointerleave = video.onblur = () => show(document.activeElement === video);
     video.onclick = event => {
-      event.preventDefault();  // the player's own answer to a click, for this video alone
+      event.preventDefault();  // replaces the player's click handler, which affects only this video
       const stopped = video.paused;
       all.forEach(one => {
         if (stopped) { one.currentTime = video.currentTime; one.play() } else one.pause();

@@ -94,7 +94,7 @@ def benchmark_cases(folder: Path) -> list[DataCase]:
         )
     if not found:
         raise DataError(
-            "holds no case",
+            "contains no cases",
             where=display_path(folder),
             expected=(
                 "folders with src_video.mp4, src_mask.mp4 or src_ref_image_1.png, as in "

@@ -1,6 +1,6 @@
 """Defines a metric: a name, a direction, and a function of a sample that returns None if it does not apply.
 
-    @metric("kept_psnr", unit="dB", better="higher", summary="given pixels beside generated ones")
+    @metric("kept_psnr", unit="dB", better="higher", summary="kept pixels of partly generated frames")
     def kept_psnr(sample: Sample) -> float | None: ...
 
 Other packages add metrics through the entry point group mindspeed_mm.metrics.

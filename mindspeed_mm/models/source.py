@@ -82,7 +82,7 @@ class WeightsSource:
             raise ConfigError(
                 f"contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}",
                 where=where,
-                fix="set both to the same value, or name the weights of the model that you mean",
+                fix="make them agree, or set the weights of the intended model",
             )
 
     @property

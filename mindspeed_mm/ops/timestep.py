@@ -15,7 +15,7 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     """
     if timestep.dtype in (torch.bfloat16, torch.float16):
         raise DataError(
-            f"timestep is {timestep.dtype}, in which neighboring timesteps are equal",
+            f"timestep is {timestep.dtype}, in which neighbouring timesteps are equal",
             fix="pass it as float32",
         )
     device = timestep.device

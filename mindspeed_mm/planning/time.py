@@ -1,4 +1,4 @@
-"""Estimate of the seconds of a training step, by part. Does not import torch."""
+"""Estimates the seconds of a training step, by part. Does not import torch."""
 
 from __future__ import annotations
 
@@ -159,5 +159,5 @@ def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float
 
 
 def _rate(device: Device, ranks: int) -> float:
-    """Return the bytes per second that a device sends in a group of `ranks` neighbors."""
+    """Return the bytes per second that a device sends in a group of `ranks` neighbours."""
     return 1e9 * (device.link if ranks <= device.machine else device.network)

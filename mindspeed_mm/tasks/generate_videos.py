@@ -89,7 +89,7 @@ def barrier_or_raise() -> None:
         dist.barrier()
     except RuntimeError as error:  # the type of torch's process-group errors
         raise LaunchError(
-            "made its videos, but another rank failed",
+            "generated its videos, but another rank failed",
             where=f"rank {rank()}",
             fix="look for the first error in the log",
         ) from error
@@ -233,7 +233,7 @@ def run_settings(job: GenerateJob) -> dict[str, Any]:
 
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
-    """Decode latents of an earlier run (`--from-latents`), which does all that follows denoising."""
+    """Decode latents of an earlier run (`--from-latents`), running every stage after denoising."""
     path, folder = Path(str(job.run.from_latents)), Path(job.run.output_path)
     latents, num_refs, stored = read_latents(path, verify=job.run.verify_checksums)
     check_names(folder, (f"{stored.name}{suffix}" for suffix in OUTPUT_SUFFIXES), "output_path")

@@ -99,7 +99,7 @@ def extraction_table(job: ExtractJob) -> Rows:
     rows = [
         ("VAE", f"{ae.from_pretrained}, {ae.dtype}" + (", in tiles" if ae.enable_tiling else "")),
         ("text", f"{text.from_pretrained}, {text.dtype}, {job.text_len} tokens"),
-        ("tokenizer", job.tokenizer_path or "beside the text encoder"),
+        ("tokenizer", job.tokenizer_path or "next to the text encoder"),
         ("data", f"{getattr(source, 'data_path', job.files.mm_data)}"),
     ]
     if preprocess is not None and hasattr(preprocess, "max_hxw"):
@@ -140,7 +140,7 @@ def generation_table(job: GenerateJob) -> Rows:
         )
     )
     rows.append(("seed", _distinct(str(s.seed) for s in settings)))
-    shared = "each makes videos of its own" if run.data_parallel else "they share each video"
+    shared = "each generates its own videos" if run.data_parallel else "all share each video"
     rows.append(("processes", "1" if world_size() == 1 else f"{world_size()}, {shared}"))
     held = f"{run.dtype}, blocks in {run.quantize}" if run.quantize else run.dtype
     rows.append(("memory", f"{held}, offload {run.offload}, tiles {run.tiled}"))

@@ -46,8 +46,8 @@ Check = Callable[[], Iterable[Finding]]
 class DoctorFlags(Config):
     """The folders to check."""
 
-    data: str = Field(default=".", description="folder of clips or features: its disk is measured")
-    out: str = Field(default=".", description="folder that a run would write to: its free space counts")
+    data: str = Field(default=".", description="folder of clips or features, whose disk speed is measured")
+    out: str = Field(default=".", description="folder that a run would write to, whose free space is checked")
     dry_run: bool = Field(default=False, description="list the checks and stop")
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 

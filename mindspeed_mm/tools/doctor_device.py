@@ -57,9 +57,7 @@ def check_groups() -> Iterator[Finding]:
         thread.start()
     for thread in threads:
         thread.join(_TIMEOUT.total_seconds() + 1)
-    fix = (
-        "let the host's name resolve (/etc/hosts), or set GLOO_SOCKET_IFNAME to an interface, for example lo"
-    )
+    fix = "make the host name resolve (/etc/hosts), or set GLOO_SOCKET_IFNAME to an interface, for example lo"
     if errors or sums != [3.0, 3.0]:
         yield Finding("gloo", "broken", errors[0] if errors else f"two ranks got {sums}", fix)
     else:

@@ -61,7 +61,7 @@ def check_limits() -> Iterator[Finding]:
     if soft < FILES and (hard == resource.RLIM_INFINITY or hard >= FILES):
         fix = f"ulimit -n {FILES}"
     elif soft < FILES:  # only an administrator can raise the hard limit
-        fix = f"let an administrator raise nofile to {FILES} in /etc/security/limits.conf"
+        fix = f"ask an administrator to raise nofile to {FILES} in /etc/security/limits.conf"
         fix += f", and until then: ulimit -n {hard}" if soft < hard else ""
     yield Finding("open files", "warn" if fix else "ok", f"{soft} at once (ulimit -n)", fix)
     shared = Path("/dev/shm")

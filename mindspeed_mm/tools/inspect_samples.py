@@ -62,37 +62,38 @@ class InspectConfig(OverrideConfig):
     index: int | None = Field(
         default=None,
         ge=0,
-        description="row to draw; without it the whole dataset is checked and its first usable row drawn",
+        description="row to draw; by default, the whole dataset is checked and its first usable row drawn",
     )
-    out: str = Field(default="sheet.png", description="the picture that is written (.png, .jpg or .webp)")
+    out: str = Field(default="sheet.png", description="image file to write (.png, .jpg or .webp)")
     data_config: str | None = Field(
         default=None,
-        description="data JSON whose preprocess_parameters decide frames and sizes; null = the defaults",
+        description="data JSON whose preprocess_parameters determine frames and sizes; null = the defaults",
     )
     vae: str | None = Field(
-        default=None, description="VAE (folder or .pth) with which a feature's latents are decoded"
+        default=None, description="VAE (folder or .pth) to decode the latents of a feature"
     )
     tokenizer: str | None = Field(
         default=None,
-        description="folder of the tokenizer (google/umt5-xxl), to count captions that will be cut; "
+        description="folder of the tokenizer (google/umt5-xxl), to count the tokens of captions; "
         "null = tokenizer_config of the data JSON",
     )
     decode_frames: int | None = Field(
         default=None,
         gt=0,
         description=(
-            "how many frames of a feature --vae decodes, from its first (default: 17 on a CPU, all elsewhere)"
+            "number of frames of a feature that --vae decodes (default: the first 17 on a CPU, else all)"
         ),
     )
-    skip_bad_samples: int = Field(
-        default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
-    )
+    skip_bad_samples: int = Field(default=1_000_000_000, ge=0, description="maximum number of unusable rows")
     no_verify_checksums: bool = Field(
         default=False,
-        description="draw a feature without comparing its checksums: a damaged file may go unnoticed",
+        description="skip checksum verification of a feature; a damaged file may go unnoticed",
     )
     workers: int | None = Field(
-        default=None, ge=0, le=1024, description="processes that look into clips (default: as many as fit)"
+        default=None,
+        ge=0,
+        le=1024,
+        description="number of processes that open clips (default: chosen by cores and memory)",
     )
 
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 def job_parser(prog: str = PROG) -> FlagParser:
     """Build the parser of mm-inspect and of `vace inspect`."""
-    parser = FlagParser(prog, "Look at a dataset or at features as the model will see them.")
+    parser = FlagParser(prog, "Show a dataset or features as the model sees them.")
     parser.add_argument(
         "path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these"
     )
@@ -271,7 +272,7 @@ def _report_long_captions(
             if long:
                 more = f" and {len(long) - _LISTED} more" if len(long) > _LISTED else ""
                 logger.warning(
-                    f"{len(long)} captions may have more than {limit} tokens, where they are cut: "
+                    f"{len(long)} captions may have more than {limit} tokens, which would be truncated: "
                     f"{', '.join(long[:_LISTED])}{more}; --tokenizer FOLDER counts them"
                 )
             return

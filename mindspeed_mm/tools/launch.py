@@ -55,16 +55,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, default in (("nproc_per_node", 1), ("nnodes", 1), ("node_rank", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--master_addr", default="localhost")
-    parser.add_argument("--master_port", type=int, default=0, help="0: a free one, on one node")
+    parser.add_argument("--master_port", type=int, default=0, help="0: any free port, on one node")
     parser.add_argument("--log_dir", default="logs")
-    parser.add_argument("--name", default="run", help="how the log file's name begins")
+    parser.add_argument("--name", default="run", help="prefix of the log file's name")
     parser.add_argument("--check", default="", help="flags for one process that checks the job first")
     parser.add_argument(
-        "--show_check", action="store_true", help="print what the check prints, on screen and in the log"
+        "--show_check", action="store_true", help="show the output of the check on screen and in the log"
     )
-    parser.add_argument("--rank_flags", default="", help="more flags for the ranks")
+    parser.add_argument("--rank_flags", default="", help="additional flags for the ranks")
     parser.add_argument(
-        "--report_batch", type=int, default=0, help="global batch size for the line at the end; 0: none"
+        "--report_batch", type=int, default=0, help="global batch size for the final line; 0: no line"
     )
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -173,7 +173,7 @@ class Launcher:
                 )
             return socket.create_server(("", options.master_port), backlog=_LISTEN)
         except OSError as error:
-            local = ", or unset it: one node takes a free port"
+            local = ", or unset it: a single node uses a free port"
             raise LaunchError(
                 (error.strerror or str(error)).lower(),
                 where=f"MASTER_PORT={options.master_port}",

@@ -64,9 +64,13 @@ def job_parser(prog: str = PROG) -> FlagParser:
     parser = FlagParser(
         prog, "Copy the scripts and settings of a model into a new folder, where the guide's commands run."
     )
-    parser.add_argument("folder", metavar="FOLDER", help="a folder that does not exist yet, or is empty")
+    parser.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
     parser.add_argument(
-        "--model", nargs="+", choices=[*MODELS, "all"], default=["all"], help="whose scripts (default: all)"
+        "--model",
+        nargs="+",
+        choices=[*MODELS, "all"],
+        default=["all"],
+        help="models to copy scripts for (default: all)",
     )
     return parser
 
@@ -99,7 +103,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
     """Fill `folder` completely, or leave it unchanged. Raises ConfigError if it is not empty."""
     check_folder(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError("is not empty", where=folder, fix="name a new folder")
+        raise ConfigError("is not empty", where=folder, fix="choose a new folder")
     source = examples()
     draft = folder.resolve().parent / temporary_name(folder.resolve().name)
     try:

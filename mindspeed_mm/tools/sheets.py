@@ -96,7 +96,7 @@ def feature_sheet(
     clips = [clip[:, refs : refs + decoded] for clip in (latents, inactive, reactive)]
     references = [latents[:, index : index + 1] for index in range(refs)]
     draw = _painted(latents, shown) if vae is None else _decoded(vae, shown)
-    how = "colours stand for latents" if vae is None else _decoded_note(decoded, cells)
+    how = "colours represent latents" if vae is None else _decoded_note(decoded, cells)
     masked = mask_frames(WAN.video_frames(cells))
     notes = ("training target", _INACTIVE, _REACTIVE)
     names = ("latents", "inactive", "reactive")
@@ -163,7 +163,7 @@ def _references(record: SampleRecord, plan: ContextPlan) -> list[Strip]:
         return []
     pictures = [_clip(reference, [0])[0] for reference in plan.references]
     labels = [f"{number} · {_shorter(path.name)}" for number, path in enumerate(record.src_ref_images, 1)]
-    note = "who must appear; letterboxed on white"
+    note = "must appear; letterboxed on white"
     return [Strip(name="references", note=note, pictures=pictures, labels=labels)]
 
 
@@ -184,11 +184,11 @@ def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
     elif sample.src_mask is None:
         facts.append("no mask: everything is generated")
     elif sample.src_video is None:
-        facts.append("no src_video: the mask masks the video itself")
+        facts.append("no src_video: the mask applies to the video itself")
     if sample.src_mask is not None and not sample.src_mask.any():
-        facts.append("the mask is white nowhere: nothing is generated, the branch learns to copy")
+        facts.append("the mask is white nowhere: nothing is generated, so the branch only learns to copy")
     elif sample.src_mask is not None and bool(sample.src_mask.eq(1).all()):
-        facts.append("the mask is white everywhere: nothing of src_video is kept")
+        facts.append("the mask is white everywhere: no pixel of src_video is kept")
     facts += remarks_on(info.traits)
     for key, path in record.files:
         if path == record.video:

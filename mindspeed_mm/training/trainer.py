@@ -1,6 +1,6 @@
 """The training loop: iterations with one reduction over ranks each, checkpoints, and early exits.
 
-All other behavior is implemented in hooks.
+All other behaviour is implemented in hooks.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Encoder:
         longest = tokenizer.model_max_length
         if len(tokenizer(prompt, verbose=False).input_ids) > longest:
             logger.warning(
-                f"encoder_prompt: the encoder reads {longest} tokens; longer prompts are cut there"
+                f"encoder_prompt: the encoder reads {longest} tokens; longer prompts are truncated"
             )
 
     def _of_images(self, values: Any) -> Any:

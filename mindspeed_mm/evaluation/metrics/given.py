@@ -12,7 +12,7 @@ from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 
 
-@metric("kept_psnr", unit="dB", better="higher", summary="given pixels of frames that are made in part")
+@metric("kept_psnr", unit="dB", better="higher", summary="kept pixels of partly generated frames")
 def kept_psnr(sample: Sample) -> float | None:
     """Return the PSNR against src_video where the mask is black."""
     source, mask = sample.src_video, sample.src_mask
@@ -21,7 +21,7 @@ def kept_psnr(sample: Sample) -> float | None:
     return region_psnr([(sample.output[n][~mask[n]], source[n][~mask[n]]) for n in sample.mixed_frames])
 
 
-@metric("kept_ssim", better="higher", summary="the same pixels by SSIM, windows without made pixels only")
+@metric("kept_ssim", better="higher", summary="SSIM of these pixels, in windows without generated pixels")
 def kept_ssim(sample: Sample) -> float | None:
     """Return the SSIM against src_video, or None if no window fits between masked pixels."""
     source, mask = sample.src_video, sample.src_mask
@@ -36,7 +36,7 @@ def kept_ssim(sample: Sample) -> float | None:
     return float(np.concatenate(found).mean()) if found else None
 
 
-@metric("given_frame_psnr", unit="dB", better="higher", summary="frames that are given whole")
+@metric("given_frame_psnr", unit="dB", better="higher", summary="frames that are given completely")
 def given_frame_psnr(sample: Sample) -> float | None:
     """Return the PSNR against src_video."""
     source = sample.src_video
@@ -45,7 +45,9 @@ def given_frame_psnr(sample: Sample) -> float | None:
     return region_psnr([(sample.output[n], source[n]) for n in sample.kept_frames])
 
 
-@metric("seam", unit="levels", better="lower", summary="step at the mask's edge, beyond the steps beside it")
+@metric(
+    "seam", unit="levels", better="lower", summary="step across the mask's edge, minus the steps next to it"
+)
 def seam(sample: Sample) -> float | None:
     """Return the mean difference across the edge, minus that one pixel to either side of it."""
     mask = sample.src_mask

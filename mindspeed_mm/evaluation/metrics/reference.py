@@ -17,7 +17,7 @@ _WHITE = 245  # minimum level of a pixel in the white border
 _SIDE = 64  # side of the images whose outlines are compared
 
 
-@metric("reference_colour", better="higher", summary="share of the reference's colours that frames have, too")
+@metric("reference_colour", better="higher", summary="fraction of the reference's colours in the frames")
 def reference_colour(sample: Sample) -> float | None:
     """Return the mean over references and frames of the intersection of their palette histograms."""
     values = [

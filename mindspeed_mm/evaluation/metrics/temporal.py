@@ -36,7 +36,7 @@ def flicker(sample: Sample) -> float | None:
     "warp_error",
     unit="levels",
     better="lower",
-    summary="what is left of the change between frames after motion",
+    summary="change between frames that motion does not explain",
 )
 def warp_error(sample: Sample) -> float | None:
     """Compare each frame with the next one, warped back along the flow, where both flows agree."""
@@ -60,7 +60,7 @@ def motion(sample: Sample) -> float | None:
     "latent_jump",
     unit="x",
     better="lower",
-    summary="change into a new latent frame, as a multiple of other changes",
+    summary="change at a new latent frame, as a multiple of other changes",
 )
 def latent_jump(sample: Sample) -> float | None:
     """Compare every fourth change with the others, because four frames share a latent frame. 1 = no jump."""

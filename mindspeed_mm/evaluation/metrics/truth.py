@@ -10,7 +10,7 @@ from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 
 
-@metric("truth_psnr", unit="dB", better="higher", summary="made pixels against the data's own clip")
+@metric("truth_psnr", unit="dB", better="higher", summary="generated pixels against the true clip")
 def truth_psnr(sample: Sample) -> float | None:
     """Return the PSNR over the generated region."""
     truth = sample.truth
@@ -20,7 +20,7 @@ def truth_psnr(sample: Sample) -> float | None:
     return region_psnr([(sample.output[n][made[n]], truth[n][made[n]]) for n in range(len(made))])
 
 
-@metric("truth_ssim", better="higher", summary="the same by SSIM")
+@metric("truth_ssim", better="higher", summary="SSIM of these pixels")
 def truth_ssim(sample: Sample) -> float | None:
     """Return the SSIM over the generated region."""
     truth = sample.truth

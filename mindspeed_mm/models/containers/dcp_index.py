@@ -94,7 +94,7 @@ def _parse(content: bytes) -> Any:
         raise
     except KeyError as error:
         raise Problem(
-            f"it holds the pickle instruction or reference {error}, which no checkpoint index needs"
+            f"it contains the pickle instruction or reference {error}, which no checkpoint index needs"
         ) from None
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise Problem(f"it is not a whole pickle ({first_line(error)})") from None

@@ -81,6 +81,6 @@ def _read(
         raise WeightsError(
             f"{name} is {kind.name}, which the package gguf does not expand ({first_line(error)})",
             where=path,
-            fix="take a Q4, Q5, Q6 or Q8 file, or update the package",
+            fix="use a Q4, Q5, Q6 or Q8 file, or update the package",
         ) from None
     return torch.from_numpy(values).view(shape).to(torch.bfloat16)

@@ -31,7 +31,7 @@ _FORMATS = {
     "int8_tensorwise": torch.int8,
 }
 _MOST_JSON = 4096  # maximum size of a comfy_quant in bytes
-_FIX = "take a bf16, fp8, fp8_scaled or GGUF file of the same model"
+_FIX = "use a bf16, fp8, fp8_scaled or GGUF file of the same model"
 
 
 def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = True) -> dict[str, TensorFile]:
@@ -55,7 +55,7 @@ def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = Tr
     }
     for stem in sorted({*scales, *formats}):
         if f"{stem}.weight" not in tensors:
-            raise WeightsError(f"has a scale for {stem}.weight, and no such weight", where=str(where))
+            raise WeightsError(f"has a scale for {stem}.weight, but no such weight", where=str(where))
     found = {}
     for name, tensor in tensors.items():
         if name.endswith((*_SCALES, *_OF_ACTIVATIONS, _CONFIG)) or _MARK.search(name):
@@ -102,7 +102,7 @@ def _stem(name: str, endings: Iterable[str]) -> str:
 def _format(name: str, tensor: TensorFile, where: object) -> torch.dtype:
     """Return the dtype of a layer's values as declared by its `comfy_quant`."""
     if tensor.dtype not in (torch.uint8, torch.int8) or tensor.nbytes > _MOST_JSON:
-        raise WeightsError(f"{name} is no short text", where=str(where))
+        raise WeightsError(f"{name} is not a short text", where=str(where))
     text = bytes(tensor.read().view(torch.uint8).tolist()).decode("utf-8", "replace")
     values = parse_json(text, f"{where}: {name}", WeightsError)
     form = values.get("format") if isinstance(values, dict) else None
@@ -111,7 +111,7 @@ def _format(name: str, tensor: TensorFile, where: object) -> torch.dtype:
             f"got format {form!r:.40}",
             where=f"{where}: {name}",
             expected=f"one of {', '.join(_FORMATS)}",
-            fix="take a bf16, fp8 or GGUF file of the same model",
+            fix="use a bf16, fp8 or GGUF file of the same model",
         )
     return _FORMATS[form]
 

@@ -106,7 +106,7 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
         raise WeightsError(
             f"cannot be mapped: {error.strerror}",
             where=path,
-            fix="see whether the file changed while it was read",
+            fix="check whether the file changed while it was read",
         ) from None
     return torch.frombuffer(window, dtype=dtype, count=shape.numel(), offset=offset - start).view(shape)
 
@@ -164,11 +164,11 @@ def why_not_loaded(error: BaseException) -> str:
     """
     text = str(error)
     if any(word in text for word in ("Unsupported", "weights_only", "Weights only")):
-        return "it holds more than tensors and plain values, and code from a file is never run"
+        return "it contains more than tensors and plain values, and code from a file is never run"
     if isinstance(error, EOFError) or "Ran out of input" in text:
         return "it ends too early"
     if isinstance(error, pickle.UnpicklingError | KeyError | IndexError | TypeError | AttributeError):
-        return "its contents make no sense"
+        return "its contents are invalid"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if "PytorchStreamReader" in text or "enforce fail" in text:

@@ -150,7 +150,7 @@ def _why_not(path: Path, error: Exception) -> str:
     reason = why_not_loaded(error)
     if "code from a file" in reason:
         return f"{reason.removeprefix('it ')}; save only its state dict with torch.save, and use that file"
-    return f"is damaged or no torch file ({reason}); copy the file again"
+    return f"is damaged or not a torch file ({reason}); copy the file again"
 
 
 class _Records:
@@ -202,7 +202,7 @@ def _tensor_file(path: Path, tensor: Tensor, records: _Records) -> TensorFile:
     tensor = tensor.detach()
     if tensor.is_meta:
         raise WeightsError(
-            "holds a tensor without values (device meta)",
+            "contains a tensor without values (device meta)",
             where=path,
             fix="save the model after its weights are loaded",
         )

@@ -59,7 +59,7 @@ class Adapter:
 
     def misfits(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         """Return the updates that match no weight in `shapes` or have the wrong shape."""
-        found = [f"{name} is no weight of it" for name in self.names if name not in shapes]
+        found = [f"{name} is not a weight of the model" for name in self.names if name not in shapes]
         for name, pair in self.pairs.items():
             size = [pair.up.shape[0], math.prod(pair.down.shape[1:])]
             if name in shapes and size != [shapes[name][0], math.prod(shapes[name][1:])]:
@@ -120,7 +120,7 @@ def merged(source: WeightsSource, loras: Sequence[tuple[Adapter, float]]) -> Wei
             raise WeightsError(
                 f"changes {name}, which is not in {source.path}",
                 where=found[0][0].path,
-                fix="name the base: --cfg.base_path (mm-convert), predictor.from_pretrained (training)",
+                fix="set the base: --cfg.base_path (mm-convert), predictor.from_pretrained (training)",
             )
         base = tensors[name]
         tensors[name] = TensorFile(base.shape, base.dtype, partial(_sum, name, base, found))

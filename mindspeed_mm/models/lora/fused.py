@@ -58,13 +58,13 @@ def fuse_again(base: WeightsSource, text: object, where: object, opener: Opener)
             raise WeightsError(
                 f"a LoRA that was fused into its base cannot be read: {error}",
                 where=str(where),
-                fix="put it back where it was",
+                fix="restore it to its original path",
             ) from None
         if adapter.fingerprint() != entry["fingerprint"]:
             raise WeightsError(
                 f"{adapter.path} is not the LoRA that was fused into its base, its values differ",
                 where=str(where),
-                fix="put the one of the training back",
+                fix="restore the LoRA that training used",
             )
         loras.append((adapter, float(entry["strength"])))
     return merged(base, loras)

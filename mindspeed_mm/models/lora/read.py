@@ -81,7 +81,9 @@ def open_lora(
         _refuse_foreign(raw, foreign, shapes)
     second = {key: found for key, found in keys.items() if found.is_second}
     if second and len(second) < len(keys) and expert is None:
-        raise WeightsError("holds LoRAs of both experts", where=raw.path, fix="name the expert: high or low")
+        raise WeightsError(
+            "contains LoRAs of both experts", where=raw.path, fix="choose the expert: high or low"
+        )
     if second and expert is not None:
         keys = second if expert == "low" else {k: v for k, v in keys.items() if not v.is_second}
     return _adapter(raw, keys, shapes)
@@ -101,7 +103,7 @@ def open_published_lora(path: str | Path, *, expert: Expert | None = None) -> Ad
     raise WeightsError(
         f"fits none of the published models: {first.problem}",
         where=first.where,
-        fix="name the weights of its base with --cfg.base_path (mm-convert)",
+        fix="set the weights of its base with --cfg.base_path (mm-convert)",
     )
 
 
@@ -127,12 +129,12 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
         elif "down" in kinds or "up" in kinds:
             there, other = ("down", "up") if "down" in kinds else ("up", "down")
             raise WeightsError(
-                f"{kinds[there]} has no {_NAMES_OF[other]} beside it",
+                f"{kinds[there]} has no matching {_NAMES_OF[other]}",
                 where=raw.path,
                 fix="copy the file again",
             )
         elif "alpha" in kinds:
-            raise WeightsError(f"{kinds['alpha']} has no matrices beside it", where=raw.path)
+            raise WeightsError(f"{kinds['alpha']} has no matching matrices", where=raw.path)
         for kind in kinds.keys() & {"diff", "whole"}:
             shape = raw.tensors[kinds[kind]].shape
             if math.prod(shape) != math.prod(shapes[weight]) or (kind == "whole" and shape != shapes[weight]):
@@ -196,7 +198,7 @@ def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) 
 def _refuse_foreign(raw: _Raw, foreign: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> None:
     if not any(is_lora_key(key) for key in raw.tensors):
         problem = f"contains no LoRA weights: {truncate_list(raw.tensors)}"
-        raise WeightsError(problem, where=raw.path, fix="name the file of a LoRA")
+        raise WeightsError(problem, where=raw.path, fix="use a LoRA file")
     count = f"{len(foreign)} of its {len(raw.tensors)} keys"
     text = f"{count} name no weight of this model: {truncate_list(foreign)}"
     if family := family_of(foreign):
@@ -235,7 +237,7 @@ def _read(path: Path) -> _Raw:
         return _Raw(path, tensors, config=config)
     settings = _metadata(path) if _is_safetensors(path) else {}
     if not settings and any(key.startswith(_PEFT) for key in tensors):
-        logger.warning(f"{path}: no {CONFIG} beside it, so its alpha is unknown; scale 1", extra=once())
+        logger.warning(f"{path}: no {CONFIG} next to it, so its alpha is unknown; scale 1", extra=once())
     return _Raw(path, tensors, settings=settings)
 
 
@@ -256,9 +258,9 @@ def _read_file(path: Path) -> Mapping[str, TensorFile]:
         found = next((found[k] for k in ("state_dict", "model") if isinstance(found.get(k), dict)), found)
     other = [key for key, value in found.items() if not isinstance(value, TensorFile)]
     if other:
-        raise WeightsError(f"{other[0]} is no tensor", where=path, expected="a flat dict of tensors")
+        raise WeightsError(f"{other[0]} is not a tensor", where=path, expected="a flat dict of tensors")
     if not found:
-        raise WeightsError("holds no weights", where=path)
+        raise WeightsError("contains no weights", where=path)
     return found
 
 

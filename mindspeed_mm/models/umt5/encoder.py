@@ -120,7 +120,7 @@ def load_text_encoder(
     elif beside is None and not is_umt5(state):
         got = foreign_model(state) or "other names"
         raise WeightsError(
-            f"got {got}", where=path, expected="the official UMT5 names or a config.json beside it"
+            f"got {got}", where=path, expected="the official UMT5 names or a config.json next to it"
         )
     shared = state.get("shared.weight", state.get(_TIED))
     if shared is None:
@@ -129,7 +129,7 @@ def load_text_encoder(
             f"got {got}",
             where=path,
             expected="a UMT5 encoder",
-            fix="name models_t5_umt5-xxl-enc-bf16.pth or text_encoder/",
+            fix="use models_t5_umt5-xxl-enc-bf16.pth or text_encoder/",
         )
     state |= {"shared.weight": shared, _TIED: shared}
     sizes = umt5_config(

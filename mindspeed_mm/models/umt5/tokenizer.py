@@ -21,7 +21,7 @@ from mindspeed_mm.log import get_logger
 logger = get_logger(__name__)
 FILES = ("tokenizer.json", "spiece.model")  # a tokenizer folder has at least one
 _FETCH = (
-    "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, "
+    "download google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, "
     "spiece.model)"
 )
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -116,8 +116,8 @@ class Tokenizer:
         listed = ", ".join(f"{address} ({tokens})" for address, _, tokens in too_long[:_MAX_LISTED])
         more = f" and {len(too_long) - _MAX_LISTED} more" if len(too_long) > _MAX_LISTED else ""
         logger.warning(
-            f"{len(too_long)} of {len(captions)} captions have more than {self.text_len} tokens and are cut "
-            f"there: {listed}{more}; shorten them if their end matters"
+            f"{len(too_long)} of {len(captions)} captions have more than {self.text_len} tokens and are "
+            f"truncated: {listed}{more}; shorten them if their end matters"
         )
 
     def _report_cuts(self, cleaned: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def _refuse_bom(path: Path) -> None:
             raise WeightsError(
                 "begins with a byte order mark",
                 where=path,
-                fix="save it as UTF-8 without one, or fetch it again",
+                fix="save it as UTF-8 without one, or download it again",
             )
 
 
@@ -217,7 +217,7 @@ def find_tokenizer(weights: Path) -> Path:
         if folder.is_symlink():
             stat_path(folder, WeightsError)
     raise WeightsError(
-        f"no tokenizer beside it (looked for {FILES[0]} in {', '.join(map(str, tried))})",
+        f"no tokenizer next to it (looked for {FILES[0]} in {', '.join(map(str, tried))})",
         where=weights,
         fix="set tokenizer_config.from_pretrained",
     )

@@ -90,7 +90,7 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     if blocks > sizes["num_layers"]:
         raise WeightsError(
             f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks: trunk blocks are missing",
-            fix="name all files of the model",
+            fix="list all files of the model",
         )
     trunk = WanConfig.model_construct(**sizes)
     return layout(

@@ -39,7 +39,7 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise WeightsError(
-            f"sizes do not fit together: {problem}", fix="correct the config.json beside the weights"
+            f"sizes do not fit together: {problem}", fix="correct the config.json next to the weights"
         ) from None
 
 
@@ -63,9 +63,9 @@ def preset_name(config: VaceConfig) -> str | None:
 def _heads(width: int) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
-            "the number of heads is unknown: there is no usable config.json beside the weights, and width "
+            "the number of heads is unknown: there is no usable config.json next to the weights, and width "
             f"{width} is not a multiple of {HEAD_WIDTH}",
-            fix="put a config.json with num_heads beside them",
+            fix="add a config.json with num_heads next to them",
         )
     return width // HEAD_WIDTH
 
@@ -77,6 +77,6 @@ def _spread(blocks: int, layers: int) -> tuple[int, ...]:
     if layers % blocks:
         raise WeightsError(
             f"vace_layers are unknown: {blocks} branch blocks on {layers} layers and no usable config.json",
-            fix="put a config.json with vace_layers beside the weights",
+            fix="add a config.json with vace_layers next to the weights",
         )
     return tuple(range(0, layers, layers // blocks))

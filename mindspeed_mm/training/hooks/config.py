@@ -1,4 +1,4 @@
-"""Configuration of `hooks` in a model JSON: optional training behaviors. Does not import torch."""
+"""Configuration of `hooks` in a model JSON: optional training behaviours. Does not import torch."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if error is None or os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             line = f"{type(error).__name__}: {error}"
-            # The ranks of a machine usually fail in the same way, so under torchrun only the first one prints,
+            # The ranks of a machine usually fail in the same way, so under torchrun only the first prints,
             # and torchrun reports the rest. LOCAL_RANK is compared as text, because it may be invalid.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
                 where = f"[rank {os.environ['RANK'][:_MAX_DIGITS]}] " if "RANK" in os.environ else ""

@@ -1,8 +1,8 @@
 """Stops a process on a signal, with its parent, or if a read hangs.
 
 `handling_signals` handles SIGINT, SIGTERM and SIGHUP in the same way. Outside `deferred`, they raise
-`Stopped` in the main thread. Inside it, they are only recorded, and the code stops where its state is consistent. A
-second Ctrl-C ends the process immediately.
+`Stopped` in the main thread. Inside it, they are only recorded, and the code stops where its state is
+consistent. A second Ctrl-C ends the process immediately.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ REAL_FILES = [  # messages about files as people have them
     "Wan2.2-TI2V-5B",
     "byte order mark",
     "UTF-16",
-    "tokens and are cut there",
+    "tokens and are truncated",
     "predictor.text_len",
     "only a VACE module, without the trunk",
 ]

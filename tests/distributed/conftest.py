@@ -47,6 +47,9 @@ class World:
         """
         with contextlib.suppress(AssertionError, EOFError, OSError):
             self.run(size, job, *args, **settings)
+        for pipe in self.pipes:  # one that survived waits for the next job
+            with contextlib.suppress(OSError):
+                pipe.send(None)
         for process in self.processes:
             process.join(20)
         return [process.exitcode for process in self.processes]

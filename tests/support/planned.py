@@ -34,6 +34,7 @@ from mindspeed_mm.training.optim import build_optimizer
 from tests.support.fake_memory import Traced, make_inputs, step
 
 SIZES = {  # D, F, heads, trunk blocks for each branch block
+    "tiny": (128, 512, 2, 2),
     "small": (256, 1024, 4, 2),
     "mid": (512, 2048, 8, 2),
     "1.3B": (1536, 8960, 12, 2),

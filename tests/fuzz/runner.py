@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TextIO
 
 from tests.fuzz.cases import Case, may_differ
 from tests.fuzz.entries import ENTRIES
@@ -45,31 +46,34 @@ class Servers:
     """Some servers, and the results of the sound files."""
 
     def __init__(self, root: Path, count: int) -> None:
-        self._processes = []
-        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-        for _ in range(count):  # one after the other: the first makes the world
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fuzz.server", str(root)],
-                cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
-            self._processes.append(process)
-            assert process.stdout is not None
-            assert json.loads(process.stdout.readline() or "{}").get("ready"), "the world could not be made"
-            self._idle.put(process)
+        pairs = [(os.pipe(), os.pipe()) for _ in range(count)]
+        theirs = [(cases[0], answers[1]) for cases, answers in pairs]
+        self._process = subprocess.Popen(  # one process, which forks the others once it has imported all
+            [sys.executable, "-m", "tests.fuzz.server", str(root), *(f"{a},{b}" for a, b in theirs)],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=[number for pair in theirs for number in pair],
+        )  # fmt: skip
+        for descriptor in (number for pair in theirs for number in pair):
+            os.close(descriptor)
+        self._pipes = [
+            (os.fdopen(cases[1], "w", buffering=1), os.fdopen(answers[0])) for cases, answers in pairs
+        ]
+        self._idle: SimpleQueue[tuple[TextIO, TextIO]] = SimpleQueue()
+        for pipe in self._pipes:
+            assert json.loads(pipe[1].readline() or "{}").get("ready"), "the world could not be made"
+            self._idle.put(pipe)
         self.root = root
-        self.sound = {name: self.ask(name) for name in ENTRIES}
+        with ThreadPoolExecutor(count) as pool:
+            self.sound = dict(zip(ENTRIES, pool.map(self.ask, ENTRIES), strict=True))
 
     def ask(self, case: str | list[Any]) -> dict[str, Any]:
         """Run one case, or with a name the sound command."""
-        process = self._idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        pipe = self._idle.get()
         try:
-            process.stdin.write(json.dumps(case) + "\n")
-            process.stdin.flush()
-            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            pipe[0].write(json.dumps(case) + "\n")
+            answer: dict[str, Any] = json.loads(pipe[1].readline())
         finally:
-            self._idle.put(process)
+            self._idle.put(pipe)
         return answer
 
     def run(self, cases: Iterable[Case]) -> list[Verdict]:
@@ -77,7 +81,7 @@ class Servers:
 
         One that took too long is tried again: the machine may be busy.
         """
-        with ThreadPoolExecutor(len(self._processes)) as pool:
+        with ThreadPoolExecutor(len(self._pipes)) as pool:
             return list(pool.map(self._judged, cases))
 
     def _judged(self, case: Case) -> Verdict:
@@ -88,10 +92,12 @@ class Servers:
         return judge(case, answer, self.sound[case.entry])
 
     def close(self) -> None:
-        """End the servers."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
+        """End the servers: nothing more comes in."""
+        for pipe in self._pipes:
+            pipe[0].close()
+        self._process.wait()
+        for pipe in self._pipes:
+            pipe[1].close()
 
 
 def judge(case: Case, answer: dict[str, Any], sound: dict[str, Any]) -> Verdict:

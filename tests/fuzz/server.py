@@ -2,11 +2,12 @@
 
 Quick, and no case sees another's state.
 
-One case a line on stdin, one JSON answer a line on stdout.
+One case a line comes in by a pipe, one JSON answer a line goes out by another.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -20,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
+
+from PIL import Image
 
 from mindspeed_mm.registry import resolve
 
@@ -54,31 +57,41 @@ _ALSO = (
         "torch.distributed.checkpoint",
     ),
     *("tests.fuzz.world", "torch._dynamo", "decord", "megatron.core", "torch.utils.tensorboard"),
+    *("av", "einops._torch_specific", "pydantic.type_adapter", "torch.utils.serialization"),
+    *("checkpoint.dcp", "checkpoint.lora", "encodings.utf_8_sig", "PIL.ImageSequence"),
 )
 
 
 def main() -> None:
-    """Serve until stdin ends. argv: the folder of the world, which is made where it is missing."""
+    """Serve until the pipes of cases end.
+
+    argv: the folder of the world, which is made where it is missing, and for each server the descriptors that
+    it reads cases from and writes answers to.
+    """
     root = Path(sys.argv[1])
-    answers = os.fdopen(os.dup(1), "w")  # what a command prints goes elsewhere
-    os.dup2(2, 1)
+    pipes = [tuple(map(int, pair.split(","))) for pair in sys.argv[2:]]
+    os.dup2(2, 1)  # what a command prints goes elsewhere
     for name in (*MODULES.values(), *_ALSO):
         import_module(name)
     import torch
 
     torch.set_num_threads(1)
+    Image.init()
     extract: Any = import_module("mindspeed_mm.tasks.extract")
     extract.check_manifest = partial(
         extract.check_manifest, workers=0
     )  # no processes: the limits are this one's
-    world = root / "world"
-    if not world.exists():
+    gc.collect()
+    gc.freeze()  # a child's collector would copy every page of what is imported
+    if not (root / "world").exists():
         _wait(_fork(partial(_make_world, root)), 600)
-    answers.write(json.dumps({"ready": world.exists()}) + "\n")
-    answers.flush()
-    for number, line in enumerate(sys.stdin):
-        answers.write(json.dumps(_run(root, json.loads(line), f"{os.getpid()}-{number}")) + "\n")
-        answers.flush()
+    mine = next((pair for pair in pipes[1:] if not os.fork()), pipes[0])
+    for descriptor in {number for pair in pipes for number in pair} - set(mine):
+        os.close(descriptor)
+    with os.fdopen(mine[0]) as cases, os.fdopen(mine[1], "w", buffering=1) as answers:
+        answers.write(json.dumps({"ready": (root / "world").exists()}) + "\n")
+        for number, line in enumerate(cases):
+            answers.write(json.dumps(_run(root, json.loads(line), f"{os.getpid()}-{number}")) + "\n")
 
 
 def _make_world(root: Path) -> None:

@@ -5,6 +5,7 @@ A test runs a function on the first n of them.
 
 import contextlib
 import os
+import pickle
 import traceback
 
 import pytest
@@ -34,7 +35,8 @@ class World:
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
         answers = [
-            pipe.recv() if pipe.poll(600) else (False, "no answer in 600 s") for pipe in self.pipes[:size]
+            pickle.loads(pipe.recv_bytes()) if pipe.poll(600) else (False, "no answer in 600 s")
+            for pipe in self.pipes[:size]
         ]
         failed = [f"rank {rank}: {answer}" for rank, (fine, answer) in enumerate(answers) if not fine]
         assert not failed, "\n".join(failed)
@@ -80,9 +82,11 @@ def _serve(pipe):
         try:
             with launch(Accelerator.detect("cpu")):
                 answer = job(*args, **settings)
-            pipe.send((True, answer))
+            answered = True, answer
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            answered = False, traceback.format_exc()
+        # Not `send`: it shares every tensor by a descriptor of its own.
+        pipe.send_bytes(pickle.dumps(answered))
 
 
 @pytest.fixture(scope="session")

@@ -186,11 +186,16 @@ class Run:
 
 
 def train_to(
-    run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: int | None = None
+    run: Run,
+    end: int,
+    save_at: tuple[int, ...] = (),
+    die_in_save_at: int | None = None,
+    *,
+    tensors: bool = True,
 ) -> dict[str, Any]:
     """Load what is there, train to iteration `end`, saving at some.
 
-    → losses by iteration, weights, moments.
+    → losses by iteration, and with `tensors` weights and moments.
     """
     torch.manual_seed(5)
     state, mesh, points = run.start()
@@ -210,17 +215,14 @@ def train_to(
         if state.iteration in (*save_at, die_in_save_at):
             points.save(state)
     points.wait()
-    moments = {
-        name: {key: whole(value) for key, value in state.optimizer.state[parameter].items()}
-        for name, parameter in state.model.named_parameters()
-        if parameter in state.optimizer.state
-    }
-    answer = {
-        "losses": losses,
-        "weights": weights(state.model),
-        "moments": moments,
-        "consumed": state.consumed_samples,
-    }
+    answer: dict[str, Any] = {"losses": losses, "consumed": state.consumed_samples}
+    if tensors:
+        answer["weights"] = weights(state.model)
+        answer["moments"] = {
+            name: {key: whole(value) for key, value in state.optimizer.state[parameter].items()}
+            for name, parameter in state.model.named_parameters()
+            if parameter in state.optimizer.state
+        }
     answer["loss_means"] = dict(state.loss_means)
     answer["skipped"] = state.skips.total
     return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}

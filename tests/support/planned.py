@@ -38,7 +38,7 @@ SIZES = {  # D, F, heads, trunk blocks for each branch block
     "small": (256, 1024, 4, 2),
     "mid": (512, 2048, 8, 2),
     "1.3B": (1536, 8960, 12, 2),
-    "14B": (5120, 13824, 40, 5),
+    "14B": (5120, 13824, 40, 2),
 }
 BLOCKS = ("blocks.{*}", "vace_blocks.{*}")
 

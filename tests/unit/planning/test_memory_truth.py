@@ -42,7 +42,7 @@ def test_planned_memory_is_that_of_torchs_tracker(case: Case) -> None:
 
 @pytest.mark.slow
 def test_two_shallow_traces_foretell_the_deep_plan() -> None:
-    """Memory is linear in depth: the line through depths 1 and 2 meets the plan of all 15 branch blocks."""
+    """Memory is linear in depth: the line through depths 2 and 3 meets the plan of all 15 branch blocks."""
     case = Case("1.3B", "full", "branch", shards=8, depth=2)
     first, second = peak(case.traced)["Total"], peak(replace(case, depth=3).traced)["Total"]
 

@@ -181,7 +181,7 @@ def test_outpainting_is_dragged(site: Site):
     page.click("#sample")
     page.wait_for_selector("#painter canvas")
     page.locator("#task input").click()
-    page.get_by_role("option").filter(has_text="Extend the picture").first.click()
+    page.get_by_role("option").filter(has_text="Extend the frame").first.click()
     page.wait_for_selector("#grower .grower[data-ready]")
     page.locator("#side-left").scroll_into_view_if_needed()  # what is below the window cannot be dragged
     area = page.locator(".grower-area").bounding_box()

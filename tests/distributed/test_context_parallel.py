@@ -27,7 +27,7 @@ def test_loss_and_gradients_equal_one_rank(world, grid):
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5, msg=name)
 
 
-def test_bf16_gradients_lie_within_3_percent(world):
+def test_bf16_gradients_are_within_3_percent(world):
     """Of the whole gradient's norm: bf16 sums in another order."""
     _, wanted = world.run(1, gradients, Setup(dtype="bf16"))[0]
     _, found = world.run(2, gradients, Setup(dtype="bf16", cp=2))[0]
@@ -65,7 +65,7 @@ def refused():
     return "built"
 
 
-def test_size_that_does_not_divide_heads_is_refused(world):
+def test_size_that_does_not_divide_heads_is_rejected(world):
     message = world.run(3, refused)[0]
     assert "--context-parallel-size" in message
     assert "1, 2, 4" in message

@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Callable[[State], None], str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_forged_value_is_refused_by_name(saved: tuple[Run, State], tmp_path: Path, name: str) -> None:
+def test_forged_value_is_rejected_by_name(saved: tuple[Run, State], tmp_path: Path, name: str) -> None:
     run, state = saved
     change, expected = CASES[name]
     state = copy.deepcopy(state)
@@ -162,7 +162,7 @@ def short_generator_of_rank_1(state: State) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"), [(in_last_row, "exp_avg_sq"), (short_generator_of_rank_1, "rng")]
 )
-def test_value_that_one_rank_refuses_stops_every_rank(
+def test_value_that_one_rank_rejects_stops_every_rank(
     world: Any, saved: tuple[Run, State], tmp_path: Path, change: Callable[[State], None], expected: str
 ) -> None:
     run, state = saved

@@ -82,7 +82,7 @@ def latents_of(layout=None, shard=False, experts=1, loras=(), quantize=None):
         ((2, 2), True, 2),
     ],
 )
-def test_latents_are_those_of_one_process(world, layout, shard, experts):
+def test_latents_match_one_process(world, layout, shard, experts):
     alone = latents_of(experts=experts)
     together = world.run(layout[0] * layout[1], latents_of, layout, shard, experts)
     for latents in together:
@@ -91,7 +91,7 @@ def test_latents_are_those_of_one_process(world, layout, shard, experts):
 
 
 @pytest.mark.parametrize(("layout", "shard"), [((2, 1), False), ((2, 1), True)])
-def test_loras_count_alike_on_several_processes(world, tmp_path, layout, shard):
+def test_loras_apply_equally_on_several_processes(world, tmp_path, layout, shard):
     shapes = tiny_transformer().state_dict()
     diffs = {
         f"{name}.diff": 0.1 * torch.ones_like(shapes[name])
@@ -168,7 +168,7 @@ def fail(folder):
     return "nothing"
 
 
-def test_an_error_of_the_first_process_ends_all_and_is_said_once(world, tmp_path):
+def test_error_of_the_first_process_ends_all_once(world, tmp_path):
     assert world.run(2, fail, str(tmp_path)) == ["said", 1]
 
 
@@ -193,6 +193,6 @@ def test_processes_are_laid_out(world_size, heads, guided, cfg, context, wanted)
 @pytest.mark.parametrize(
     ("world_size", "cfg", "context"), [(5, "auto", None), (16, "on", None), (3, "on", None), (8, "on", 2)]
 )
-def test_a_layout_that_cannot_be_says_what_can(world_size, cfg, context):
+def test_layout_that_cannot_be_says_what_can(world_size, cfg, context):
     with raises(ConfigError, world_size):
         choose_layout(world_size, 12, guided=True, cfg_parallel=cfg, context=context)

@@ -171,7 +171,7 @@ def _obstruct(out):
 
 
 @pytest.mark.slow
-def test_a_folder_in_the_way_stops_every_process(config):
+def test_folder_in_the_way_stops_every_process(config):
     out = config.parent / "obstructed"
     (out / "video1" / "latents.safetensors").mkdir(parents=True)
     ran = ranks(config, out)

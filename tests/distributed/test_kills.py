@@ -98,7 +98,7 @@ def test_training_saves_when_it_is_stopped(
     assert run.lines[-1] == f"exiting after iteration {iteration}: {number.name} was received"
 
 
-def test_a_second_ctrl_c_kills_the_ranks(tmp_path: Path, files: dict[str, str]) -> None:
+def test_second_ctrl_c_kills_the_ranks(tmp_path: Path, files: dict[str, str]) -> None:
     run = train(tmp_path, files)
     tree = run.tree
     for rank in run.ranks():
@@ -200,7 +200,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_conversion_leaves_the_target_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
+def test_stopped_conversion_leaves_the_target_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
     write_transformer(tmp_path / "a", tiny_transformer(), torch.float32)
     flags = ["--cfg.source_path", str(tmp_path / "a"), "--cfg.target_path", str(tmp_path / "b")]
     process = subprocess.Popen(

@@ -71,7 +71,7 @@ def test_processes_share_a_long_video_and_resume_it(world, places, layout):
     assert all(torch.equal(again, before) for again, before in zip(made(folder), first, strict=True))
 
 
-def test_processes_make_long_videos_of_their_own(world, places):
+def test_processes_make_their_own_long_videos(world, places):
     write, alone = places
     config, folder = write("own")
     world.run(2, generate, config)

@@ -58,13 +58,13 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform"}
     ],
     ids=["fsdp", "hsdp", "context-parallel", "recompute", "recompute-selective"],
 )
-def test_a_lora_trains_alike_on_several_ranks(world, environment, alone, tmp_path, ranks, flags):
+def test_lora_training_matches_across_ranks(world, environment, alone, tmp_path, ranks, flags):
     rows = train(world, environment, tmp_path, *LORA, "--no-save-optim", ranks=ranks, **flags)
     assert losses(rows) == pytest.approx(losses(alone[1]), rel=1e-5)
     assert_close(open_weights(tmp_path), open_weights(alone[0]), atol=1e-5)
 
 
-def test_captions_are_dropped_alike_on_several_ranks(world, environment, alone, tmp_path):
+def test_caption_dropout_matches_across_ranks(world, environment, alone, tmp_path):
     flags = {"set": "model.caption_dropout=0.5"}
     one = train(world, environment, tmp_path / "one", *LORA, "--no-save-optim", **flags)
     two = train(world, environment, tmp_path / "two", *LORA, "--no-save-optim", ranks=2, **flags)
@@ -72,7 +72,7 @@ def test_captions_are_dropped_alike_on_several_ranks(world, environment, alone, 
     assert losses(one) != losses(alone[1])
 
 
-def test_a_lora_trains_upon_a_frozen_bf16_base(world, environment, alone, tmp_path):
+def test_lora_trains_on_a_frozen_bf16_base(world, environment, alone, tmp_path):
     flags = {"fsdp2_config_path": tmp_path / "fsdp2.yaml", "lr": 1e-2}
     text = Path(environment["FSDP2_CONFIG"]).read_text()
     flags["fsdp2_config_path"].write_text(text.replace("param_dtype: fp32", "param_dtype: bf16"))
@@ -85,7 +85,7 @@ def test_a_lora_trains_upon_a_frozen_bf16_base(world, environment, alone, tmp_pa
     assert all(tensor.abs().max() > 1e-3 for tensor in ups)
 
 
-def test_a_lora_moves_and_its_base_does_not(environment, alone):
+def test_lora_moves_and_its_base_does_not(environment, alone):
     folder, rows = alone
     base = base_of(environment)
     trained = open_weights(folder)
@@ -94,7 +94,7 @@ def test_a_lora_moves_and_its_base_does_not(environment, alone):
     assert len(set(losses(rows))) > 1
 
 
-def test_a_checkpoint_holds_the_lora_and_names_its_base(environment, alone):
+def test_checkpoint_holds_the_lora_and_names_its_base(environment, alone):
     state = read_dcp(alone[0] / "iter_0000004")
     names = _names(state["model"])
     assert len(names) == 2 * len(lora_matrices())
@@ -111,7 +111,7 @@ def _names(values, prefix=""):
     return found
 
 
-def test_a_resumed_lora_equals_one_that_never_stopped(world, environment, alone, tmp_path):
+def test_resumed_lora_equals_one_that_never_stopped(world, environment, alone, tmp_path):
     train(world, environment, tmp_path, train_iters=2)
     rows = train(world, environment, tmp_path, load=tmp_path)
     assert losses(rows)[-2:] == losses(alone[1])[-2:]
@@ -142,7 +142,7 @@ def test_dcp_to_torch_keeps_the_lora_with_its_base(alone, tmp_path):
     assert_close(open_weights(tmp_path / "torch.pt"), other, atol=0)
 
 
-def test_a_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, tmp_path):
+def test_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, tmp_path):
     train(world, environment, tmp_path, *LORA, "--save-full-model")
     assert "base" not in read_dcp(tmp_path / "iter_0000004")
     one, other = open_weights(tmp_path), open_weights(alone[0])
@@ -160,7 +160,7 @@ def test_a_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, t
     ],
     ids=["alpha", "rank", "part", "none"],
 )
-def test_another_lora_is_refused_when_resuming(world, environment, alone, flags, facts):
+def test_another_lora_is_rejected_when_resuming(world, environment, alone, flags, facts):
     argv = arguments(environment, *flags, load=alone[0], save=alone[0])
     (message,) = world.run(1, refusal, argv)
     assert str(alone[0] / "iter_0000004") in message
@@ -168,7 +168,7 @@ def test_another_lora_is_refused_when_resuming(world, environment, alone, flags,
         assert fact in message
 
 
-def test_a_lora_does_not_resume_a_branch(world, environment, tmp_path):
+def test_lora_does_not_resume_a_branch(world, environment, tmp_path):
     branch = with_transforms(environment, tmp_path, trainable="branch")
     train(world, branch, tmp_path / "run", "--no-save-rng", train_iters=1)
     argv = arguments(branch, *LORA, load=tmp_path / "run", save=tmp_path / "run")
@@ -182,7 +182,7 @@ def test_a_lora_does_not_resume_a_branch(world, environment, tmp_path):
     open_weights(tmp_path / "lora")  # the LoRA, upon a branch, upon the published weights
 
 
-def test_a_lora_of_another_base_is_refused(world, environment, alone, tmp_path):
+def test_lora_of_another_base_is_rejected(world, environment, alone, tmp_path):
     other = tmp_path / "other weights"
     write_transformer(other, tiny_transformer(7), torch.float32)
     changed = with_transforms(environment, tmp_path, from_pretrained=str(other))
@@ -254,7 +254,7 @@ def test_training_continues_from_a_checkpoint_of_a_lora(world, environment, tmp_
     assert not torch.equal(before.read(name), base_of(environment).read(name))
 
 
-def test_a_fused_lora_is_part_of_the_base(world, environment, tmp_path):
+def test_fused_lora_is_part_of_the_base(world, environment, tmp_path):
     path = write_lora("comfyui-alpha", tmp_path, lora_matrices())
     fuse = {"type": "fuse_lora", "path": str(path), "strength": 0.5}
     changed = with_transforms(environment, tmp_path, fuse, {"type": "lora", "rank": 2, "on": "both"})
@@ -277,7 +277,7 @@ def test_a_fused_lora_is_part_of_the_base(world, environment, tmp_path):
         open_weights(tmp_path / "run")
 
 
-def test_a_branch_trains_upon_a_trunk_with_a_fused_lora(world, environment, tmp_path):
+def test_branch_trains_on_a_trunk_with_a_fused_lora(world, environment, tmp_path):
     path = write_lora("diffsynth", tmp_path, lora_matrices("blocks"))
     fuse = {"type": "fuse_lora", "path": str(path)}
     changed = with_transforms(environment, tmp_path, fuse, trainable="branch")
@@ -301,7 +301,7 @@ def test_dropout_draws_the_same_numbers_when_recomputed(world, environment, tmp_
     assert losses(resumed)[-1] == losses(plain)[-1]
 
 
-def test_bad_lora_settings_are_refused_before_anything_loads(environment, tmp_path):
+def test_bad_lora_settings_are_rejected_before_anything_loads(environment, tmp_path):
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 
     with raises(ConfigError, "--lora-rank", "no LoRA"):
@@ -314,7 +314,7 @@ def test_bad_lora_settings_are_refused_before_anything_loads(environment, tmp_pa
 
 
 @pytest.mark.parametrize("target", ["peft", "comfyui.safetensors", "diffusers.safetensors"])
-def test_a_run_becomes_a_lora_of_other_programs(environment, alone, tmp_path, target):
+def test_run_becomes_a_lora_of_other_programs(environment, alone, tmp_path, target):
     from checkpoint.config import LoraToConfig
     from checkpoint.lora import write_comfyui, write_diffusers, write_peft
     from mindspeed_mm.models.lora.adapter import merged

@@ -35,7 +35,7 @@ def reference():
         pytest.param(4, Setup(optimizer="muon", cp=2), id="cp 2, dp 2"),
     ],
 )
-def test_losses_and_weights_are_those_of_one_process(world, reference, ranks, setup):
+def test_losses_and_weights_match_one_process(world, reference, ranks, setup):
     losses, weights = world.run(ranks, train, setup, STEPS)[0]
 
     assert losses == pytest.approx(reference[0], abs=1e-5)
@@ -94,7 +94,7 @@ def test_copies_share_the_work_without_gathering_all_slices():
     assert [numbers for name, numbers in sent if "all_" in name] == [32, 32, 32]
 
 
-def test_a_stopped_run_resumes_exactly_and_on_other_ranks(world, tmp_path):
+def test_stopped_run_resumes_exactly_and_on_other_ranks(world, tmp_path):
     setup = Setup(optimizer="muon")
     straight = world.run(2, train_to, Run(tmp_path / "straight", setup), 6)[0]
     run = Run(tmp_path / "stopped", setup)

@@ -94,7 +94,7 @@ def test_run_in_stages_resumes_exactly(world, environment, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_checkpoint_moves_between_layouts_to_the_bit(world, environment, tmp_path, before, after):
+def test_checkpoint_moves_between_layouts_bit_for_bit(world, environment, tmp_path, before, after):
     stages = {1: {}, 2: PP2}
     first, second = tmp_path / "first", tmp_path / "second"
     _, saved = trained(world, environment("all"), first, before, **stages[before])

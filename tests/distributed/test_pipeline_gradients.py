@@ -65,7 +65,7 @@ def alone(world):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_losses_and_gradients_are_those_of_one_rank(world, alone, layout):
+def test_losses_and_gradients_match_one_rank(world, alone, layout):
     ranks, flags, layers, *yaml = layout
     answers = world.run(ranks, trained, flags, layers, len(GRIDS), *yaml)
     found = {name: gradient for _, gradients in answers for name, gradient in gradients.items()}

@@ -61,11 +61,11 @@ def alone(world, environment, tmp_path_factory):
     [(LORA, 2, PP2), (LORA, 2, VP2), (LORA, 4, PP2), (INT8, 2, PP2)],
     ids=["lora", "virtual", "data", "int8"],
 )
-def test_an_adapter_in_stages_trains_as_on_one_rank(world, environment, alone, tmp_path, more, ranks, flags):
+def test_adapter_in_stages_trains_as_on_one_rank(world, environment, alone, tmp_path, more, ranks, flags):
     assert_alike(run(world, environment, tmp_path, ranks, *more, **flags), alone(*more))
 
 
-def test_a_lora_moves_from_stages_to_one_rank_and_back(world, environment, alone, tmp_path):
+def test_lora_moves_from_stages_to_one_rank_and_back(world, environment, alone, tmp_path):
     folder = tmp_path / "save"
     run(world, environment, folder, 2, *LORA, **PP2, train_iters=1)
     run(world, environment, folder, 1, *LORA, train_iters=2, load=str(folder))
@@ -102,7 +102,7 @@ def test_frozen_stages_get_no_gradients(world, environment, alone, tmp_path, lay
 
 
 @pytest.mark.parametrize("trainable", ["branch", "all"])
-def test_muon_steps_alike_where_a_stage_has_no_matrices(world, environment, tmp_path, trainable):
+def test_muon_updates_match_where_a_stage_has_no_matrices(world, environment, tmp_path, trainable):
     """With `branch`, the last stage has nothing that trains."""
     stages = {"trainable": trainable, "pipeline_num_layers": [3, 1]}
     changed = with_model(environment, tmp_path, predictor={"trainable": trainable})
@@ -150,7 +150,7 @@ def train_and_die(argv, iteration):
         train_job(argv)
 
 
-def test_a_run_resumes_after_the_kill_of_a_stage(world, mortal_world, environment, tmp_path):
+def test_run_resumes_after_the_kill_of_a_stage(world, mortal_world, environment, tmp_path):
     changed = with_model(environment, tmp_path, predictor={"trainable": "all"})
     once = trained(world, changed, tmp_path / "once", 2, **PP2)
     half = str(tmp_path / "half")
@@ -173,7 +173,7 @@ def refusal(argv):
     return "trained"
 
 
-def test_loras_of_validation_videos_are_refused(world, environment, tmp_path):
+def test_loras_of_validation_videos_are_rejected(world, environment, tmp_path):
     models = {name: str(tmp_path) for name in ("transformer", "vae", "text_encoder")}
     sizes = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
     (tmp_path / "a.safetensors").touch()

@@ -28,7 +28,7 @@ def compared():
 
 
 @pytest.mark.slow
-def test_planned_seconds_are_those_of_a_step(world):
+def test_planned_seconds_match_a_step(world):
     """CPU seconds of one thread; rates and steps in turns, the least of each: other programs are left out."""
     (found,) = world.run(1, compared)
     ratios = [predicted / measured for predicted, measured in found]

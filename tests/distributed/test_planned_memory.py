@@ -26,7 +26,7 @@ FAST = {"grid": GRID, "dtype": "fp32"}
         pytest.param(Case("tiny", "none", "all", shards=4, depth=2, **FAST), id="4 ranks"),
     ],
 )
-def test_planned_memory_is_what_ranks_allocate(world, case):  # type: ignore[no-untyped-def]
+def test_planned_memory_matches_allocations_of_ranks(world, case):  # type: ignore[no-untyped-def]
     for measured in world.run(case.ranks, measured_memory, case):
         assert case.planned().total == pytest.approx(measured, rel=0.1)
 
@@ -51,6 +51,6 @@ def test_planned_memory_is_what_ranks_allocate(world, case):  # type: ignore[no-
         ),
     ],
 )
-def test_planned_memory_is_what_stages_allocate(world, case):  # type: ignore[no-untyped-def]
+def test_planned_memory_matches_allocations_of_stages(world, case):  # type: ignore[no-untyped-def]
     planned = [memory.total for memory in memory_of_ranks(case.run) for _ in range(case.run.replicas)]
     assert planned == pytest.approx(world.run(case.ranks, measured_memory, case), rel=0.1)

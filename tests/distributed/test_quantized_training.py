@@ -49,7 +49,7 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform"}
     [(2, {}), (4, {"set": "fsdp2.sharding_size=2"}), (2, {"context_parallel_size": 2, **FULL})],
     ids=["fsdp", "hsdp", "context-parallel"],
 )
-def test_8_bits_train_alike_on_several_ranks(world, environment, alone, tmp_path, ranks, flags):
+def test_8_bit_training_matches_across_ranks(world, environment, alone, tmp_path, ranks, flags):
     rows = train(world, environment, tmp_path, *INT8, "--no-save-optim", ranks=ranks, **flags)
     assert losses(rows) == pytest.approx(losses(alone[1]), rel=1e-5)
     assert_close(open_weights(tmp_path), open_weights(alone[0]), atol=1e-5)
@@ -70,7 +70,7 @@ def compiled_job(argv):
         torch.compile = whole
 
 
-def test_a_compiled_lora_upon_8_bits_trains_alike(world, environment, alone, tmp_path):
+def test_compiled_lora_on_8_bits_trains_identically(world, environment, alone, tmp_path):
     flags = {"save": tmp_path, "train_iters": 2, "set": "fsdp2.compile=true"}
     (found,) = world.run(1, compiled_job, arguments(environment, *INT8, "--no-save-optim", **flags))
     rows, blocks = found
@@ -79,21 +79,21 @@ def test_a_compiled_lora_upon_8_bits_trains_alike(world, environment, alone, tmp
 
 
 @pytest.mark.parametrize(("form", "bound"), [("int8", 1e-2), ("fp8", 3e-2)])
-def test_the_loss_is_that_of_the_exact_base(world, environment, tmp_path, form, bound):
+def test_loss_matches_the_exact_base(world, environment, tmp_path, form, bound):
     exact = train(world, environment, tmp_path / "exact", *LORA, train_iters=2)
     found = train(world, environment, tmp_path / form, *LORA, f"--quantize={form}", ranks=2, train_iters=2)
     assert losses(found) == pytest.approx(losses(exact), rel=bound)
     assert losses(found) != losses(exact)
 
 
-def test_a_checkpoint_holds_the_lora_and_names_the_format(alone):
+def test_checkpoint_holds_the_lora_and_names_the_format(alone):
     state = read_dcp(alone[0] / "iter_0000004")
     assert all(name.endswith((DOWN, UP)) for name in _names(state["model"]))
     assert json.loads(state["quantized"]) == {"int8": 60}
     open_weights(alone[0])  # its base, with the LoRA
 
 
-def test_training_upon_8_bits_resumes_to_the_bit(world, environment, alone, tmp_path):
+def test_training_on_8_bits_resumes_bit_for_bit(world, environment, alone, tmp_path):
     train(world, environment, tmp_path, *INT8, train_iters=2)
     rows = train(world, environment, tmp_path, *INT8, load=tmp_path)
     assert losses(rows)[-2:] == losses(alone[1])[-2:]
@@ -102,13 +102,13 @@ def test_training_upon_8_bits_resumes_to_the_bit(world, environment, alone, tmp_
 
 
 @pytest.mark.parametrize("flags", [LORA, (*LORA, "--quantize=fp8")])
-def test_another_format_is_refused_when_resuming(world, environment, alone, flags):
+def test_another_format_is_rejected_when_resuming(world, environment, alone, flags):
     (message,) = world.run(1, refusal, arguments(environment, *flags, load=alone[0], save=alone[0]))
     assert "60 layers in int8" in message
     assert "--finetune" in message
 
 
-def test_a_branch_trains_upon_8_bits_and_saves_itself_alone(world, environment, tmp_path):
+def test_branch_trains_on_8_bits_and_is_saved_alone(world, environment, tmp_path):
     branch = with_transforms(environment, tmp_path, trainable="branch")
     exact = train(world, branch, tmp_path / "exact", "--no-save-optim", train_iters=2)
     rows = train(world, branch, tmp_path / "run", "--quantize=int8", ranks=2, train_iters=2)
@@ -118,7 +118,7 @@ def test_a_branch_trains_upon_8_bits_and_saves_itself_alone(world, environment, 
     assert json.loads(state["quantized"]) == {"int8": 40}
 
 
-def test_whole_checkpoints_are_refused_beside_8_bits(environment, tmp_path):
+def test_whole_checkpoints_are_rejected_next_to_8_bits(environment, tmp_path):
     with raises(ConfigError, "8-bit", "mm_to_hf", where="pretrain_vace.py: --save-full-model"):
         PretrainJob.from_argv(arguments(environment, *INT8, "--save-full-model"))
     none = with_transforms(environment, tmp_path, from_pretrained=None)

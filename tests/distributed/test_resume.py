@@ -59,7 +59,7 @@ def test_resume_after_kill_9_in_a_save_is_bit_equal(world, mortal_world, straigh
     assert not list(tmp_path.glob(".writing-*")), "what the killed save left is gone"
 
 
-def test_a_kill_while_an_iteration_is_saved_again_loses_nothing(
+def test_kill_while_an_iteration_is_saved_again_loses_nothing(
     world, mortal_world, stopped, straight, tmp_path
 ):
     run, there = Run(tmp_path / "killed"), tmp_path / "killed/iter_0000004"
@@ -235,7 +235,7 @@ def refusal(run):
     return "loaded"
 
 
-def test_a_missing_or_foreign_checkpoint_is_refused(world, stopped, tmp_path):
+def test_missing_or_foreign_checkpoint_is_rejected(world, stopped, tmp_path):
     nothing = Run(tmp_path, checkpoint={"load": str(tmp_path / "nothing")})
     assert "latest_checkpointed_iteration.txt" in world.run(2, refusal, nothing)[0]
     wrong = Run(stopped, checkpoint={"ckpt_step": 3})
@@ -253,7 +253,7 @@ class Hostile:
         return os.mkdir, ("hostile-was-here",)
 
 
-def test_an_index_that_carries_code_is_refused_before_it_runs(world, stopped, tmp_path):
+def test_index_that_carries_code_is_rejected_before_it_runs(world, stopped, tmp_path):
     forged = tmp_path / "iter_0000004"
     shutil.copytree(stopped / "iter_0000004", forged)
     (forged / ".metadata").write_bytes(pickle.dumps(Hostile()))

@@ -45,7 +45,7 @@ def around(size, lengths):
 
 
 @pytest.mark.parametrize("lengths", [(6, 6), (6, 1), (5, 5, 5, 2), (4, 4, 1, 0)])
-def test_a_ring_is_attention_to_all_keys(world, lengths):
+def test_ring_is_attention_to_all_keys(world, lengths):
     for differences in world.run(len(lengths), around, len(lengths), lengths):
         assert max(differences) < 1e-6
 

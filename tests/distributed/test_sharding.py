@@ -27,7 +27,7 @@ def reference():
         pytest.param(4, Setup(cp=2, fsdp={"sharding_size": 2}), id="cp 2, dp 2, 2 copies"),
     ],
 )
-def test_losses_and_weights_are_those_of_plain_training(world, reference, ranks, setup):
+def test_losses_and_weights_match_plain_training(world, reference, ranks, setup):
     losses, weights = world.run(ranks, train, setup, STEPS)[0]
 
     assert losses == pytest.approx(reference[0], abs=1e-6)

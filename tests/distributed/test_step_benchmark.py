@@ -42,7 +42,7 @@ def test_both_train_the_same_numbers(bench, world):
     assert len(set(theirs)) == 3
 
 
-def test_a_variant_is_a_mode_or_the_patterns_of_the_yaml(bench):
+def test_variant_is_a_mode_or_the_patterns_of_the_yaml(bench):
     _, trainers = bench
     assert trainers.Variant("none", False).plan(TINY) == {}
     assert set(trainers.Variant("full", False).plan(TINY).values()) == {"full"}

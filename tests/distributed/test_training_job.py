@@ -105,7 +105,7 @@ def train_any_job(argv: Sequence[str]) -> list[dict[str, Any]]:
         return train_job(argv)
 
 
-def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
+def test_bad_sample_stops_every_rank_and_is_named(world, tmp_path):
     from tests.support.loops import random_records
     from tests.support.runs import write_features
 
@@ -147,7 +147,7 @@ def damaged(tmp_path):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("flags", [{}, {"eval_interval": 1, "eval_iters": 3}])
-def test_a_feature_that_one_rank_cannot_read_ends_all(world, damaged, tmp_path, flags):
+def test_feature_that_one_rank_cannot_read_ends_all(world, damaged, tmp_path, flags):
     order = arguments(damaged, save=tmp_path / "save", global_batch_size=2, train_iters=12, **flags)
     first, second = world.run(2, job_error, order)
     assert first == second

@@ -219,7 +219,7 @@ def test_conversion_names_a_source_that_is_not_there(
     assert not (tmp_path / "out").exists()
 
 
-def test_conversion_names_a_method_and_a_flag_nobody_knows(tmp_path: Path) -> None:
+def test_conversion_names_an_unknown_method_and_flag(tmp_path: Path) -> None:
     assert "hf_to_m" in refused([*CONVERT, "hf_to_m"])
     assert "sorce_path" in refused([*CONVERT, "hf_to_mm", "--cfg.sorce_path", "a", "--cfg.target_path", "b"])
 

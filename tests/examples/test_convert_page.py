@@ -68,7 +68,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_block_of_the_page_runs_as_it_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_code_block_of_the_page_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     found = blocks(PAGES[0])
     assert len(found) >= 7

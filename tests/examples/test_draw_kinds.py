@@ -43,7 +43,7 @@ def test_every_kind_shows_the_model_what_its_recipe_names(job: GenerateJob) -> N
 
 
 @pytest.mark.slow
-def test_a_sheet_is_drawn_for_each(job: GenerateJob) -> None:
+def test_sheet_is_drawn_for_each(job: GenerateJob) -> None:
     few = job.model_copy(update={"videos": (job.videos[0], job.videos[3])})
     sheets = draw_kinds.sheets(few)
     assert list(sheets) == [video.name for video in few.videos]

@@ -82,7 +82,7 @@ def test_extraction_logs_once_and_second_run_opens_no_clip(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> None:
+def test_error_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> None:
     make_job(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/features").write_text("no folder can be made here")

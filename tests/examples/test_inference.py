@@ -62,7 +62,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["wan2.1_1.3b", "wan2.1_14b", "wan2.2_A14b"])
-def test_a_file_of_the_guide_makes_its_three_videos(
+def test_file_of_the_guide_makes_its_three_videos(
     size: str, downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smaller = [part for key, value in SIZE.items() for part in (f"--{key}", str(value))]
@@ -98,7 +98,7 @@ def test_a_file_of_the_guide_makes_its_three_videos(
 
 
 @pytest.mark.slow
-def test_the_inpainting_file_makes_its_video(
+def test_inpainting_file_makes_its_video(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(downloads)
@@ -167,7 +167,7 @@ def test_error_of_a_process_is_one_line(tiny: Path, arguments: list[str], wanted
     assert line in log.read_text()
 
 
-def test_what_can_be_known_before_is_said_before_anything_starts(tiny: Path) -> None:
+def test_known_problems_are_reported_before_the_start(tiny: Path) -> None:
     ran = generate("inference.json", "--stepz", 3, cwd=tiny.parent)
     assert ran.returncode == 1
     assert ran.stdout == ""

@@ -680,7 +680,7 @@ def test_outside_model_is_sharded_over_two_ranks(downloads: Path, whisper: Path,
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_cannot_generate_is_refused_at_once(downloads: Path, whisper: Path, tmp_path: Path) -> None:
+def test_model_that_cannot_generate_is_rejected(downloads: Path, whisper: Path, tmp_path: Path) -> None:
     path = inference_json(tmp_path / "refused.json", downloads)
     for model_id, facts in (("pebble", ("pebble", "`open`")), ("wisper", ("wisper", "'whisper'"))):
         with raises(ConfigError, *facts, where="refused.json:model.model_id"):
@@ -691,7 +691,7 @@ def test_what_cannot_generate_is_refused_at_once(downloads: Path, whisper: Path,
 
 
 @pytest.mark.usefixtures("installed")
-def test_validation_videos_are_refused_before_training() -> None:
+def test_validation_videos_are_rejected_before_training() -> None:
     """For a model that cannot generate."""
     validation = SimpleNamespace(prompts="inference.json")
     job: Any = SimpleNamespace(

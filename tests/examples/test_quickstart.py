@@ -66,7 +66,7 @@ def test_videos_have_the_requested_size_frames_and_rate(quickstart: Quickstart) 
         assert frames.std() > 1, "a video of one colour"
 
 
-def test_the_first_edited_clips_come_before_everything_else(quickstart: Quickstart) -> None:
+def test_first_edited_clips_come_before_everything_else(quickstart: Quickstart) -> None:
     first, _, _ = quickstart.printed.partition("[2/7]")
     made = re.findall(r"^ *(\d+) s \| (\S+\.mp4)$", first, re.MULTILINE)
     names = [Path(path).stem for _, path in made]
@@ -87,7 +87,7 @@ def test_every_step_shows_its_progress(quickstart: Quickstart) -> None:
     assert len(lines) == ITERATIONS // 10
 
 
-def test_the_commands_that_it_ends_with_are_sound(
+def test_commands_that_it_ends_with_are_sound(
     quickstart: Quickstart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -153,7 +153,7 @@ def test_checkpoint_holds_the_branch_and_names_its_base(quickstart: Quickstart) 
     assert all(name.startswith("model.vace_dit.") for name in model)
 
 
-def test_the_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickstart) -> None:
+def test_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickstart) -> None:
     asked = json.loads((quickstart.out / "world" / "data.json").read_text())
     rows = [
         json.loads(line) for line in (quickstart.out / "features" / "data.jsonl").read_text().splitlines()

@@ -43,7 +43,7 @@ def test_sample_inputs_stay_below_a_megabyte() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.parent.glob("*.json")), ids=lambda path: path.stem)
-def test_an_inference_json_names_samples_that_exist(path: Path) -> None:
+def test_inference_json_names_samples_that_exist(path: Path) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     named = [values[key] for key in ("video_path", "mask_path", "image_path") if key in values]
     assert named

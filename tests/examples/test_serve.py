@@ -110,7 +110,7 @@ def test_client_creates_polls_and_downloads(server: Running, tmp_path: Path) -> 
     assert (reader.num_frames, reader.width, reader.height) == (17, 64, 48)
 
 
-def test_result_equals_that_of_the_generate_command(
+def test_result_equals_the_generate_command(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = server.wait(server.create(seed=11, steps=3))
@@ -232,7 +232,7 @@ def test_cancelled_video_stops_at_its_next_step(server: Running) -> None:
     wait_for(lambda: not (server.data_dir / "videos" / video.id).exists(), "its files are gone", 10)
 
 
-def test_job_of_a_killed_worker_is_made_again(server: Running) -> None:
+def test_job_of_a_killed_worker_is_recreated(server: Running) -> None:
     video = server.create(steps=100)
     wait_for(lambda: server.client.videos.retrieve(video.id).status == "in_progress", "the job is taken")
     os.kill(server.workers()[-1], signal.SIGKILL)

@@ -26,7 +26,7 @@ def scored(tmp_path: Path, frames: world.Pixels, kind: str, colour: str | None =
 
 @pytest.mark.parametrize("shape", world.SHAPES)
 @pytest.mark.parametrize("colour", world.COLOURS)
-def test_a_shape_ends_at_half_of_the_requested_colour(shape: str, colour: str) -> None:
+def test_shape_ends_at_half_of_the_requested_colour(shape: str, colour: str) -> None:
     scene = replace(SCENE, shape=shape, colour=colour)
     inside = world.coverage(scene) > 0.5
     coloured = score.is_coloured(world.render(scene), colour)
@@ -40,7 +40,7 @@ def test_every_true_shape_is_found_wherever_it_moves(shape: str) -> None:
         assert score.nearest_shape(score.is_coloured(world.render(scene), scene.colour)) == shape
 
 
-def test_what_has_no_shape_of_the_world_is_called_none() -> None:
+def test_image_without_a_known_shape_is_none() -> None:
     blots = np.zeros((3, 64, 64), bool)
     blots[:, 10:30, 10:30] = blots[:, 26:50, 20:34] = True
     assert score.nearest_shape(blots) is None
@@ -65,7 +65,7 @@ def test_shape_is_recognized_at_other_sizes_and_places(tmp_path: Path) -> None:
     assert found.iou < 0.9
 
 
-def test_the_true_clip_is_perfect(tmp_path: Path) -> None:
+def test_true_clip_is_perfect(tmp_path: Path) -> None:
     truth = world.render(SCENE)
     inpaint, extension = scored(tmp_path, truth, "inpaint"), scored(tmp_path, truth, "extension")
     assert (inpaint.masked_psnr, inpaint.kept_psnr, extension.first_frame_psnr) == (99.0, 99.0, 99.0)
@@ -91,7 +91,7 @@ def test_misplaced_shape_loses_overlap_and_masked_psnr(tmp_path: Path) -> None:
     assert found.masked_psnr < 20
 
 
-def test_an_empty_clip_obeys_no_colour(tmp_path: Path) -> None:
+def test_empty_clip_matches_no_colour(tmp_path: Path) -> None:
     gray = np.repeat(world.background(SCENE)[None], world.FRAMES, axis=0).astype(np.uint8)
     found = scored(tmp_path, gray, "edge")
     assert not found.colour_obeyed
@@ -99,7 +99,7 @@ def test_an_empty_clip_obeys_no_colour(tmp_path: Path) -> None:
     assert found.iou == 0
 
 
-def test_psnr_is_the_closed_formula() -> None:
+def test_psnr_matches_the_closed_formula() -> None:
     zeros, tens = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 10, np.uint8)
     assert score.psnr(tens, zeros) == pytest.approx(20 * np.log10(255 / 10))
 

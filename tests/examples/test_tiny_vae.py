@@ -117,7 +117,7 @@ def test_latent_noise_is_in_standard_deviations() -> None:
 
 
 @pytest.mark.parametrize("weights", [{"absolute": 0.0}, {"chroma": 8.0}, {"first_frame": 0.5}])
-def test_a_phase_trains_by_its_own_weights(weights: dict[str, float]) -> None:
+def test_phase_trains_by_its_own_weights(weights: dict[str, float]) -> None:
     def decoder(phase: train_vae.Phase) -> torch.Tensor:
         vae = train_vae.new_vae(0)
         train_vae.run_phase(vae, phase, 1, [1.0] * 16)

@@ -152,7 +152,7 @@ def test_diffusers_generates_same_latents_from_our_export(
     torch.testing.assert_close(latents, official, atol=1e-3, rtol=1e-3)
 
 
-def test_the_shipped_files_are_small_and_official() -> None:
+def test_shipped_files_are_small_and_official() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 12 * 2**20
     assert {"t2v", "vace", "google", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"} <= {
         p.name for p in WEIGHTS.iterdir()

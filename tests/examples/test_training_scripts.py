@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_dry_run_of_every_size_prints_its_job(script: str) -> None:
+def test_dry_run_of_every_size_prints_its_job(script: str) -> None:
     ran = run(script, "--dry-run")
     assert ran.returncode == 0, ran.stderr
     assert "lr 5e-05" in ran.stdout
@@ -49,7 +49,7 @@ def test_a_dry_run_of_every_size_prints_its_job(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", [f"{size}/pretrain_lora.sh" for size in ("1.3B", "14B", "A14B_wan2.2")])
-def test_a_lora_script_of_every_size_prints_its_job(script: str) -> None:
+def test_lora_script_of_every_size_prints_its_job(script: str) -> None:
     ran = run(script, "--print-config", EXPERT="low", LORA_ON="both", FUSE_LORA="few.safetensors")
     assert ran.returncode == 0, ran.stderr
     job = json.loads(ran.stdout)
@@ -61,13 +61,13 @@ def test_a_lora_script_of_every_size_prints_its_job(script: str) -> None:
     assert "_lora" in job["training"]["checkpoint"]["save"]
 
 
-def test_the_a14b_lora_script_asks_for_the_expert() -> None:
+def test_a14b_lora_script_asks_for_the_expert() -> None:
     ran = run("A14B_wan2.2/pretrain_lora.sh", "--dry-run")
     assert ran.returncode == 1
     assert names(ran.stderr, "EXPERT", "high", "low")
 
 
-def test_the_lora_scripts_train_continue_and_resume(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_lora_scripts_train_continue_and_resume(tiny: dict[str, str], tmp_path: Path) -> None:
     settings = {**tiny, "NPUS_PER_NODE": "1", "GBS": "2", "LORA_RANK": "4", "LOG_DIR": str(tmp_path / "logs")}
     first, second = str(tmp_path / "a lora"), str(tmp_path / "another")
     ran = run("14B/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="2", **{**settings, "SAVE_PATH": first})
@@ -94,7 +94,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
     ]
 
 
-def test_the_recipe_is_the_guides() -> None:
+def test_recipe_is_the_guides() -> None:
     job = json.loads(run("14B/pretrain_fsdp.sh", "--print-config").stdout)
     optimizer = job["training"]["optimizer"]
     recipe = {
@@ -110,7 +110,7 @@ def test_the_recipe_is_the_guides() -> None:
     assert job["training"]["batch"]["global_batch_size"] == 8
 
 
-def test_the_a14b_script_asks_for_the_expert() -> None:
+def test_a14b_script_asks_for_the_expert() -> None:
     ran = run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run")
     assert ran.returncode != 0
     assert names(ran.stderr, "EXPERT", "high", "low")
@@ -125,7 +125,7 @@ def test_the_a14b_script_asks_for_the_expert() -> None:
         ([], ["data_path: ./vace_features/data.jsonl not found"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], facts: list[str]) -> None:
+def test_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], facts: list[str]) -> None:
     ran = run("14B/pretrain_fsdp.sh", *flags, cwd=tmp_path, SAVE_PATH=str(tmp_path / "save"))
     assert ran.returncode == 1
     assert [fact for fact in facts if fact.format(cwd=tmp_path) not in ran.stderr] == []
@@ -230,7 +230,7 @@ def test_hanging_script_is_ended_with_its_sessions(tmp_path: Path) -> None:
         ("MASTER_PORT", "x", 0),
     ],
 )
-def test_a_number_of_the_scripts_is_checked_first(tmp_path: Path, name: str, value: str, least: int) -> None:
+def test_number_of_the_scripts_is_checked_first(tmp_path: Path, name: str, value: str, least: int) -> None:
     ran = run("14B/pretrain_fsdp.sh", "--dry-run", cwd=tmp_path, **{name: value})
     assert ran.returncode == 1
     assert ran.stdout == ""
@@ -240,14 +240,14 @@ def test_a_number_of_the_scripts_is_checked_first(tmp_path: Path, name: str, val
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_leading_zero_is_no_octal_number() -> None:
+def test_leading_zero_is_not_an_octal_number() -> None:
     ran = run("14B/pretrain_fsdp.sh", "--print-config", NPUS_PER_NODE="08", CP="2")
     assert ran.returncode == 0, ran.stderr
     assert '"world_size": 8' in ran.stdout
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_one_line(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_port_in_use_is_one_line(tiny: dict[str, str], tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         files = {**tiny, "LOG_DIR": str(tmp_path / "logs"), "SAVE_PATH": str(tmp_path / "save")}

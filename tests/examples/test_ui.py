@@ -99,7 +99,7 @@ def set_steps(page: Any, steps: int) -> None:
     page.locator("#number-steps input").fill(str(steps))
 
 
-def test_a_painted_inpainting_is_made(site: Site):
+def test_painted_inpainting_is_made(site: Site):
     page = site.open()
     page.click("#sample")
     page.wait_for_selector("#painter canvas")
@@ -122,7 +122,7 @@ def test_a_painted_inpainting_is_made(site: Site):
     page.close()
 
 
-def test_a_waiting_video_is_cancelled(site: Site):
+def test_waiting_video_is_cancelled(site: Site):
     page = site.open()
     page.locator("#family label").first.click()  # from text
     page.wait_for_selector("#video", state="hidden")
@@ -147,7 +147,7 @@ def test_settings_come_back_from_a_result(site: Site):
     page.close()
 
 
-def test_a_contradiction_is_said_on_the_page(site: Site):
+def test_contradiction_is_shown_on_the_page(site: Site):
     page = site.open()
     page.locator("#prompt textarea").fill("x")
     page.click("#preview")
@@ -155,7 +155,7 @@ def test_a_contradiction_is_said_on_the_page(site: Site):
     page.close()
 
 
-def test_the_page_speaks_both_languages(site: Site):
+def test_page_has_both_languages(site: Site):
     page = site.open()
     assert "What do you want to do?" in page.content()
     page.locator("#lang a").nth(1).click()
@@ -165,7 +165,7 @@ def test_the_page_speaks_both_languages(site: Site):
     page.close()
 
 
-def test_a_narrow_screen_scrolls_one_way(site: Site):
+def test_narrow_screen_scrolls_one_way(site: Site):
     page = site.open(width=390, height=800)
     page.click("#sample")
     page.wait_for_selector("#painter canvas")

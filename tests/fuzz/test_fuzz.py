@@ -42,7 +42,7 @@ def test_sound_inputs_give_a_result(servers: Servers) -> None:
 
 
 @pytest.mark.timeout(60 + CASES)
-def test_damaged_inputs_are_refused_or_harmless(servers: Servers) -> None:
+def test_damaged_inputs_are_rejected_or_harmless(servers: Servers) -> None:
     verdicts = servers.run(draw(servers.root / "world", CASES, SEED))
     assert not faults(verdicts), faults(verdicts)
 

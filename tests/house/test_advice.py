@@ -238,7 +238,7 @@ def test_advice_in_messages_exists(path: Path) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_advice_for_refused_flags_exists() -> None:
+def test_advice_for_rejected_flags_exists() -> None:
     advice = [
         str(part) for entry in REFUSED.values() for part in (entry if isinstance(entry, tuple) else (entry,))
     ]

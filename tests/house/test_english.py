@@ -73,5 +73,5 @@ def test_names_of_tests_use_no_banned_word() -> None:
 @pytest.mark.parametrize(
     "text", ["that is no image", "cut it anew", "it is wanted", "def is_asked", "was told"]
 )
-def test_a_banned_word_is_found(text: str) -> None:
+def test_banned_word_is_found(text: str) -> None:
     assert BANNED.search(text.replace("_", " "))

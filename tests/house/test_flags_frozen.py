@@ -129,7 +129,7 @@ UNUSED_THAT_SCRIPTS_CARRY = [
 ]
 
 
-def test_the_honoured_flags_are_these() -> None:
+def test_honoured_flags_are_these() -> None:
     assert sorted(flag_name(name) for schema, _ in SCHEMAS for name in schema.model_fields) == sorted(
         HONOURED
     )
@@ -154,18 +154,18 @@ def test_unused_flags_swallow_their_values_and_are_named_once(tmp_path: Path) ->
         )
 
 
-def test_a_ramp_of_the_batch_size_is_refused_with_advice() -> None:
+def test_ramp_of_the_batch_size_is_rejected_with_advice() -> None:
     with raises(ConfigError, "--rampup-batch-size"):
         PretrainJob.from_argv(["--lr", "1", "--rampup-batch-size", "2", "2", "100"])
     assert set(REFUSED).isdisjoint({*HONOURED, *UNUSED})
 
 
-def test_an_abbreviation_is_refused_with_the_whole_flag() -> None:
+def test_abbreviation_is_rejected_with_the_whole_flag() -> None:
     with raises(ConfigError, "--micro-batch", "--micro-batch-size"):
         job_parser().parse_strict(["--micro-batch", "1"])
 
 
-def test_the_reference_page_is_current() -> None:
+def test_reference_page_is_current() -> None:
     page = ROOT / "docs/reference/flags.md"
     assert page.read_text(encoding="utf-8") == reference(), (
         "run: python -m mindspeed_mm.tools.flag_reference docs/reference/flags.md"

@@ -266,6 +266,6 @@ def test_each_published_yaml_parses(name: str) -> None:
     assert Fsdp2Config.model_validate(yaml.safe_load(YAMLS[name])).sharding_size == 8
 
 
-def test_the_shipped_tools_json_parses() -> None:
+def test_shipped_tools_json_parses() -> None:
     shipped = Path(__file__).resolve().parents[2] / "mindspeed_mm/tools/tools.json"
     assert not ToolsConfig.model_validate(json.loads(shipped.read_text())).profile.enable

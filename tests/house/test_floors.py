@@ -179,7 +179,7 @@ def test_forbidden_import_is_named_with_its_line(module: str, source: str) -> No
         ("mindspeed_mm.models.transforms.config", 'build = "mindspeed_mm.models.transforms.lora:build_lora"'),
     ],
 )
-def test_an_import_downwards_is_allowed(module: str, source: str) -> None:
+def test_import_downwards_is_allowed(module: str, source: str) -> None:
     assert violations(module, source, "file.py") == []
 
 

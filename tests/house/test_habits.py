@@ -138,7 +138,7 @@ def test_only_geometry_computes_with_the_sizes_of_latents() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_the_product_names_no_path_of_one_machine() -> None:
+def test_product_names_no_path_of_one_machine() -> None:
     found = []
     for path in tracked(".py", ".sh", ".json", ".yaml", ".toml", ".md", ".txt", ".cfg"):
         if path.relative_to(ROOT).parts[0] == "tests":
@@ -164,7 +164,7 @@ def test_every_script_fails_loudly_and_parses() -> None:
 @pytest.mark.parametrize(
     "command", [["check", "--no-cache"], ["format", "--check", "--no-cache"]], ids=["check", "format"]
 )
-def test_ruff_is_content(command: list[str]) -> None:
+def test_ruff_passes(command: list[str]) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
     )
@@ -172,6 +172,6 @@ def test_ruff_is_content(command: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_mypy_is_content() -> None:
+def test_mypy_passes() -> None:
     ran = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr

@@ -71,7 +71,7 @@ def test_help_answers_without_torch(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_typo_is_one_line_and_exit_code_1_without_torch(command: str) -> None:
+def test_typo_is_one_line_and_exit_code_1_without_torch(command: str) -> None:
     code, heavy, text = run(command, *TYPOS[command])
     assert (code, heavy) == (1, []), text
     assert len(text.strip().splitlines()) == 1, text

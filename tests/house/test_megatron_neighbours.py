@@ -68,7 +68,7 @@ def run(*argv: str, path: list[Path], cwd: Path) -> str:
     return ran.stdout
 
 
-def test_the_adaptor_is_imported_only_on_request(stand_ins: Path, tmp_path: Path) -> None:
+def test_adaptor_is_imported_only_on_request(stand_ins: Path, tmp_path: Path) -> None:
     said = run("--plain", path=[ROOT, stand_ins], cwd=tmp_path)
     assert "adaptor" not in said
     assert "mesh of 1" in said

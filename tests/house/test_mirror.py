@@ -56,7 +56,7 @@ def test_every_unit_test_imports_the_package_it_is_filed_under() -> None:
     assert strays == set(INDIRECT)
 
 
-def test_top_level_unit_tests_have_a_module_of_their_name() -> None:
+def test_top_level_unit_tests_match_a_module() -> None:
     names = {path.stem.removeprefix("test_") for path in UNIT.glob("test_*.py")}
     modules = {path.stem for path in (ROOT / "mindspeed_mm").glob("*.py")}
     assert names - modules == {"public_names"}  # of __init__.py

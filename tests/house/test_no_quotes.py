@@ -99,7 +99,7 @@ def quotes(tree: ast.AST, said: set[str]) -> dict[int, set[str]]:
     return found
 
 
-def test_the_scan_sees_a_quoted_sentence() -> None:
+def test_scan_sees_a_quoted_sentence() -> None:
     said = phrases("the moon is green tonight")
     for code in (
         "assert 'moon is green tonight' in str(error)",

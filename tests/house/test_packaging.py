@@ -56,7 +56,7 @@ def test_every_requirement_is_pinned_once_and_within_its_bounds(python: str) -> 
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
 
 
-def test_the_floors_are_those_of_the_guide() -> None:
+def test_floors_match_the_guide() -> None:
     floors = {item.name: str(item.specifier) for item in requirements()}
     assert floors["torch"] == ">=2.7.1"
     assert floors["diffusers"] == ">=0.33.1"
@@ -64,7 +64,7 @@ def test_the_floors_are_those_of_the_guide() -> None:
     assert ast.literal_eval(setup_arguments()["python_requires"]) == ">=3.10"
 
 
-def test_the_installed_commands_exist() -> None:
+def test_installed_commands_exist() -> None:
     scripts = ast.literal_eval(setup_arguments()["entry_points"])["console_scripts"]
     for script in scripts:
         module, function = script.split("=")[1].split(":")
@@ -109,7 +109,7 @@ def test_every_file_that_a_document_names_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
-def test_the_readme_has_both_commands(readme: str) -> None:
+def test_readme_has_both_commands(readme: str) -> None:
     blocks = "\n".join(FENCE.findall((ROOT / readme).read_text(encoding="utf-8")))
     assert "bash examples/vace/quickstart.sh" in blocks
     assert "bash tests/run.sh" in blocks
@@ -130,7 +130,7 @@ def test_both_readmes_have_the_same_content() -> None:
     assert english.count("\n## ") == chinese.count("\n## ")
 
 
-def test_a_wheel_holds_no_megatron_init_and_all_our_packages(tmp_path: Path) -> None:
+def test_wheel_holds_no_megatron_init_and_all_our_packages(tmp_path: Path) -> None:
     """Built from a copy of the tree's names alone: what setup.py would install."""
     listed = subprocess.run(
         [

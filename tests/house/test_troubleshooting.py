@@ -117,7 +117,7 @@ def share_that_the_code_says(message: str) -> float:
     return sum(pair in said() for pair in pairs) / len(pairs) if pairs else 1
 
 
-def test_messages_of_the_page_are_those_of_the_code() -> None:
+def test_messages_of_the_page_match_the_code() -> None:
     listed = [code.strip("`") for cell in messages(PAGES[0]) for code in cell]
     stale = [
         message
@@ -127,5 +127,5 @@ def test_messages_of_the_page_are_those_of_the_code() -> None:
     assert not stale, "\n" + "\n".join(stale)
 
 
-def test_a_message_that_nothing_says_is_found() -> None:
+def test_unused_message_is_found() -> None:
     assert share_that_the_code_says("the moon is made of green cheese") < 0.5

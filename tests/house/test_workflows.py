@@ -39,7 +39,7 @@ def test_scripts_of_a_workflow_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_bounds_its_time_and_rights(path: Path) -> None:
+def test_workflow_bounds_its_time_and_rights(path: Path) -> None:
     assert all("timeout-minutes" in job for job in jobs(path).values())
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["permissions"] == {"contents": "read"}
     assert set(re.findall(r"https?://([\w.-]+)", path.read_text(encoding="utf-8"))) <= HOSTS

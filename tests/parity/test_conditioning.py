@@ -98,7 +98,7 @@ def test_no_source_and_no_mask_give_diffusers_context(vae, pipeline, pixels):
     assert (ours(vae, pixels, None, []) - oracle(pipeline, pixels, None, [])).abs().max() <= 2e-6
 
 
-def test_a_soft_mask_is_cut_for_the_split_and_soft_in_the_cells(vae, pipeline, pixels):
+def test_soft_mask_is_cut_for_the_split_and_soft_in_the_cells(vae, pipeline, pixels):
     ramp = np.broadcast_to(np.linspace(0, 255, W).astype(np.uint8), (T, H, W)).copy()
     found = ours(vae, pixels, ramp, [])
     assert (found - oracle(pipeline, pixels, ramp, [])).abs().max() <= 2e-6

@@ -113,7 +113,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
-def test_latents_and_frames_are_those_of_diffusers(models, case):
+def test_latents_and_frames_match_diffusers(models, case):
     case = dict(case)
     count, references, grid = case.pop("experts", 1), case.pop("references", 0), case.pop("grid", "official")
     transformers, vae = models[0][:count], models[1]
@@ -180,7 +180,7 @@ def run_oracle(transformers, vae, sampling, pixels, noise, words):
     return run
 
 
-def test_the_two_experts_of_the_case_above_both_work(models):
+def test_two_experts_of_the_case_above_both_work(models):
     sampling = resolve_sampling(RequestConfig(steps=5), experts=2)
     experts = Experts(models[0], Accelerator.detect("cpu"))
     asked = [experts.index_at(float(timestep), sampling.boundary) for timestep in timestep_table(sampling)]

@@ -69,7 +69,7 @@ class ExactSinusoid(torch.nn.Module):
     ("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]]
 )
 @pytest.mark.parametrize(("references", "height", "width"), [(0, 10, 14), (1, 6, 2), (3, 2, 18)])
-def test_forward_and_gradients_are_those_of_diffusers(config, scale, references, height, width):
+def test_forward_and_gradients_match_diffusers(config, scale, references, height, width):
     model = tiny_transformer(config=config)
     oracle = oracle_of(model)
     inputs = tiny_inputs(batch=2, frames=references + 3, height=height, width=width, config=config)
@@ -124,7 +124,7 @@ def test_remaining_difference_is_the_fp32_sinusoid(config, scale, references):
 
 
 @pytest.mark.parametrize("scale", [0.4, [1.0, 0.3]])
-def test_a_scale_may_be_a_number_a_list_or_a_tensor(scale):
+def test_scale_may_be_a_number_a_list_or_a_tensor(scale):
     model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     with torch.no_grad():
         expected = model(**inputs, context_scale=scale)
@@ -137,7 +137,7 @@ def test_a_scale_may_be_a_number_a_list_or_a_tensor(scale):
         )
 
 
-def test_a_full_caption_needs_no_padding():
+def test_full_caption_needs_no_padding():
     model = tiny_transformer()
     inputs = tiny_inputs(batch=2, text=TINY.trunk.text_len)
     with torch.no_grad():

@@ -58,7 +58,7 @@ def test_every_form_of_an_encoder_embeds_equally(oracle, official, where, tmp_pa
     assert found.fingerprint == expected.fingerprint
 
 
-def test_the_embedding_table_is_in_memory_once(official):
+def test_embedding_table_is_in_memory_once(official):
     encoder = load_text_encoder(official, dtype=torch.bfloat16)
     assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
     assert encoder.dtype == torch.bfloat16

@@ -108,7 +108,7 @@ def test_every_form_of_a_vae_gives_the_same_latents(oracle, official, video, whe
     assert found.fingerprint == expected.fingerprint
 
 
-def test_vae_statistics_are_read_from_the_json_beside_it(oracle, video, tmp_path):
+def test_vae_statistics_are_read_from_the_json_next_to_it(oracle, video, tmp_path):
     write_vae(path := tmp_path / "mine.pth", oracle)
     plain = load_vae(path)
     (tmp_path / "mine.json").write_text(json.dumps({"latents_mean": [0.5] * 16, "latents_std": [2.0] * 16}))
@@ -118,7 +118,7 @@ def test_vae_statistics_are_read_from_the_json_beside_it(oracle, video, tmp_path
     assert mine.fingerprint != plain.fingerprint
 
 
-def test_a_file_of_something_else_is_named(tmp_path):
+def test_file_of_something_else_is_named(tmp_path):
     torch.save({"weight": torch.ones(1)}, path := tmp_path / VAE_FILE)
     with raises(WeightsError, "VAE"):
         load_vae(path)

@@ -40,7 +40,7 @@ def test_device_family_decides_the_backend(kind: str, backend: str, monkeypatch:
     assert (found.kind, found.backend, found.device) == (kind, backend, torch.device(kind, 5))
 
 
-def test_an_npu_is_driven_by_hccl() -> None:
+def test_npu_is_driven_by_hccl() -> None:
     """In a process of its own: torch learns the name `npu` only once, as torch_npu teaches it."""
     source = """
 import sys, types, torch
@@ -64,7 +64,7 @@ def test_without_an_accelerator_it_is_the_cpu_with_gloo(monkeypatch: pytest.Monk
     assert (found.kind, found.backend, found.device) == ("cpu", "gloo", torch.device("cpu"))
 
 
-def test_the_environment_overrides_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda")
     monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
     assert Accelerator.detect().kind == "cpu"
@@ -80,7 +80,7 @@ def test_the_environment_overrides_what_is_found(monkeypatch: pytest.MonkeyPatch
         ("xpu", None, ("xpu",)),
     ],
 )
-def test_absent_device_is_refused_with_those_found(
+def test_absent_device_is_rejected_with_those_found(
     kind: str | None, wanted: str | None, facts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, kind)
@@ -95,7 +95,7 @@ def test_more_ranks_than_devices_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         Accelerator.detect()
 
 
-def test_the_cpu_counts_the_process_s_memory() -> None:
+def test_cpu_counts_the_process_s_memory() -> None:
     cpu = Accelerator.detect("cpu")
     before = cpu.memory_allocated()
     block = torch.ones(64 << 20, dtype=torch.uint8)  # 64 MiB, touched
@@ -105,7 +105,7 @@ def test_the_cpu_counts_the_process_s_memory() -> None:
     assert cpu.device_name() == "cpu"
 
 
-def test_asking_a_cpu_to_wait_or_to_empty_its_cache_does_nothing() -> None:
+def test_cpu_synchronize_and_empty_cache_do_nothing() -> None:
     cpu = Accelerator.detect("cpu")
     for action in (cpu.activate, cpu.synchronize, cpu.empty_cache, cpu.reset_peak_memory):
         action()

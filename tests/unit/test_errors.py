@@ -56,7 +56,7 @@ def test_error_formats_its_fields_as_one_line(error: MindSpeedMMError, line: str
 
 
 @pytest.mark.parametrize("field", ["problem", "where", "expected", "fix"])
-def test_a_message_escapes_and_cuts_what_a_file_says(field: str) -> None:
+def test_message_escapes_and_cuts_what_a_file_says(field: str) -> None:
     hostile = "\x1b[2J\rDone\n\u202egpj\ud800" + "x" * 200_000 + "\u2028\x9b1A end 猫\u3000"
     fields = {"problem": "bad", field: hostile}
     line = str(DataError(fields.pop("problem"), **fields))
@@ -68,7 +68,7 @@ def test_a_message_escapes_and_cuts_what_a_file_says(field: str) -> None:
     line.encode()
 
 
-def test_a_warning_is_one_line_and_a_note_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_warning_is_one_line_and_a_note_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging()
     logger = get_logger("test")
     logger.warning("one\n iteration 5 |\x1b[1A" + "y" * 100_000)
@@ -96,7 +96,7 @@ def test_error_takes_an_outer_address() -> None:
 @pytest.mark.parametrize(
     "kind", [ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError]
 )
-def test_a_command_ends_in_one_line_and_exit_code_1(
+def test_command_ends_in_one_line_and_exit_code_1(
     kind: type[MindSpeedMMError], capsys: pytest.CaptureFixture[str]
 ) -> None:
     @one_line_errors
@@ -109,7 +109,7 @@ def test_a_command_ends_in_one_line_and_exit_code_1(
     assert capsys.readouterr().err == f"{kind.__name__}: data.json[17]: src_mask has 40 frames\n"
 
 
-def test_a_rank_of_several_says_which_it_is(
+def test_rank_of_several_says_which_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -141,7 +141,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
         bad_input()
 
 
-def test_the_ground_floor_needs_only_the_standard_library() -> None:
+def test_ground_floor_needs_only_the_standard_library() -> None:
     source = (
         "import mindspeed_mm.errors, mindspeed_mm.registry, mindspeed_mm.log, sys; sys.stdout.write(' "
         "'.join(sys.modules))"
@@ -172,7 +172,7 @@ def test_no_module_of_ours_raises_a_bare_exception() -> None:
     assert not found
 
 
-def test_a_system_error_about_a_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_system_error_about_a_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def command(path: Path) -> bool:
         return path.exists()
@@ -186,7 +186,7 @@ def test_a_system_error_about_a_path_is_one_line(capsys: pytest.CaptureFixture[s
     assert len(line) < 600
 
 
-def test_a_system_error_without_a_path_keeps_its_traceback() -> None:
+def test_system_error_without_a_path_keeps_its_traceback() -> None:
     @one_line_errors
     def command() -> None:
         raise ConnectionResetError(104, "Connection reset by peer")

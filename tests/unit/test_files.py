@@ -72,7 +72,7 @@ def test_other_encodings_are_named_with_their_line(text: str, encoding: str, nam
         decode_text(b"first\n" + text.encode(encoding), "data.txt", DataError)
 
 
-def test_a_binary_file_is_no_text(tmp_path: Path) -> None:
+def test_binary_file_is_not_text(tmp_path: Path) -> None:
     assert "binary" in failure(written(tmp_path, b"PK\x03\x04" + bytes(20) + b"abcdefgh" * 20))
 
 
@@ -128,17 +128,17 @@ def test_sound_json_reads_as_the_standard_library_does(text: str) -> None:
     assert parse_json(text, "f") == json.loads(text)
 
 
-def test_a_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
+def test_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
     with raises(WeightsError, "JSON object", "a list"):
         read_json_object(written(tmp_path, b"[1]"), WeightsError)
 
 
-def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+def test_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with raises(ConfigError, "got 11 bytes", "10 bytes"):
         read_text(written(tmp_path, b"x" * 11), max_bytes=10)
 
 
-def test_a_small_text_takes_little_memory(tmp_path: Path) -> None:
+def test_small_text_takes_little_memory(tmp_path: Path) -> None:
     path = written(tmp_path, b"x" * 11)
     tracemalloc.start()
     try:
@@ -148,7 +148,7 @@ def test_a_small_text_takes_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_special_files_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_files_are_rejected_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:
@@ -176,19 +176,19 @@ def test_impossible_and_missing_paths_are_one_line(tmp_path: Path) -> None:
     assert display_path("a\nb") == "a\\nb"
 
 
-def test_a_dangling_link_names_its_target(tmp_path: Path) -> None:
+def test_dangling_link_names_its_target(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("../blobs/0a1b")
     assert "../blobs/0a1b" in failure(tmp_path / "link.json")
 
 
-def test_a_git_lfs_pointer_is_named_with_its_size(tmp_path: Path) -> None:
+def test_git_lfs_pointer_is_named_with_its_size(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 34700000000\n")
     with raises(WeightsError, "LFS pointer", "34.7 GB"):
         regular_file(path, WeightsError)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+def test_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "f.txt", "old\r\n")
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "f.txt", "\ud800")

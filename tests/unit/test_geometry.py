@@ -5,7 +5,7 @@ import pytest
 from mindspeed_mm.geometry import WAN
 
 
-def test_token_counts_are_those_of_the_model_card():
+def test_token_counts_match_the_model_card():
     assert WAN.tokens(81, 480, 832) == 32760
     assert WAN.tokens(81, 720, 1280) == 75600
     assert WAN.tokens(81, 480, 832, num_refs=2) == 32760 + 2 * 30 * 52

@@ -29,7 +29,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_a_machine_without_control_groups_counts_all(kernel: Path) -> None:
+def test_machine_without_control_groups_counts_all(kernel: Path) -> None:
     assert usable_cores() == 64
     assert free_memory() == 32 * GIB
     assert total_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -48,7 +48,7 @@ def test_limits_of_a_container_hold(kernel: Path, path: str) -> None:
     assert total_memory() == GIB
 
 
-def test_the_outer_group_limits_the_inner_one(kernel: Path) -> None:
+def test_outer_group_limits_the_inner_one(kernel: Path) -> None:
     write(kernel / "proc/self/cgroup", "0::/slurm/step\n")
     for folder, cpu, memory in (("slurm", "400000 100000", 2 * GIB), ("slurm/step", "max 100000", "max")):
         write(kernel / f"cgroup/{folder}/cpu.max", cpu)
@@ -82,6 +82,6 @@ def test_groups_without_a_limit_change_nothing(kernel: Path) -> None:
     assert free_memory() == 32 * GIB
 
 
-def test_a_system_without_numbers_says_0(kernel: Path) -> None:
+def test_system_without_numbers_says_0(kernel: Path) -> None:
     (kernel / "proc/meminfo").unlink()
     assert free_memory() == 0

@@ -59,7 +59,7 @@ def leave_lock(folder: Path, **changes) -> Holder:
     return holder
 
 
-def test_second_run_is_refused_until_the_first_is_killed(tmp_path, said):
+def test_second_run_is_rejected_until_the_first_is_killed(tmp_path, said):
     folder = tmp_path / "save"
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
@@ -112,7 +112,7 @@ def test_only_the_first_rank_locks(tmp_path, monkeypatch):
     [{"pid": gone()}, {"pid": os.getppid(), "start": 1}, {"boot": "another"}],
     ids=["pid", "start", "boot"],
 )
-def test_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, monkeypatch, changes, has_kernel_locks):
+def test_lock_of_a_process_that_is_missing_is_taken_over(tmp_path, monkeypatch, changes, has_kernel_locks):
     if not has_kernel_locks:
         monkeypatch.setattr(locks.fcntl, "lockf", no_locks)
         monkeypatch.setattr(locks, "SETTLE", 0.01)
@@ -134,7 +134,7 @@ def test_living_holder_counts_without_kernel_locks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_another_machine_is_judged_by_its_heartbeat(tmp_path, monkeypatch, lives):
+def test_another_machine_is_checked_by_its_heartbeat(tmp_path, monkeypatch, lives):
     monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
     leave_lock(tmp_path, machine="00000000", boot="another", host="node-7")
     check_unlocked(tmp_path, choose="--save")  # which does not wait
@@ -158,7 +158,7 @@ def test_another_machine_is_judged_by_its_heartbeat(tmp_path, monkeypatch, lives
         os.close(handle)
 
 
-def test_container_that_is_gone_is_known_by_the_kernel(tmp_path):
+def test_ended_container_is_detected_by_the_kernel(tmp_path):
     leave_lock(tmp_path, machine="00000000", host="container")
     started = time.monotonic()
     with lock_folder(tmp_path, choose="x"):
@@ -196,7 +196,7 @@ def test_of_several_starters_one_gets_the_lock(tmp_path, monkeypatch, has_kernel
     assert codes == [1, 1, 1, 1, 1, 0]
 
 
-def test_a_locked_folder_is_rid_of_what_killed_runs_left(tmp_path):
+def test_locking_a_folder_removes_leftovers_of_killed_runs(tmp_path):
     left = tmp_path / temporary_name("a.mp4").replace(f".{os.getpid()}-", f".{gone()}-")
     mine = tmp_path / temporary_name("b.mp4")
     for path in (left, mine, tmp_path / "c.mp4"):
@@ -237,7 +237,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link", "folder"])
-def test_a_special_lock_file_is_refused(tmp_path, kind):
+def test_special_lock_file_is_rejected(tmp_path, kind):
     path = tmp_path / LOCK_FILE
     if kind == "fifo":
         os.mkfifo(path)
@@ -263,7 +263,7 @@ def test_lock_file_of_any_length_is_read_in_part(tmp_path):
     assert read_holder(tmp_path) is None
 
 
-def test_what_a_lock_file_says_cannot_steer_a_terminal(tmp_path):
+def test_lock_file_cannot_control_a_terminal(tmp_path):
     values = {
         **asdict(Holder.this_process()),
         "command": "\x1b[2J" + "x" * 5000,

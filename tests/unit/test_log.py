@@ -70,7 +70,7 @@ def test_outside_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
         ("RANK", "9" * 5000),
     ],
 )
-def test_a_launch_number_that_is_none_is_one_line(
+def test_invalid_launch_number_is_one_line(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
@@ -118,7 +118,7 @@ def test_error_under_torchrun_is_printed_by_first_local_rank(
 
 
 @pytest.mark.usefixtures("_restored")
-def test_a_reader_that_leaves_ends_the_lines_and_not_the_run(
+def test_closed_pipe_ends_the_output_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = os.pipe()

@@ -102,7 +102,7 @@ def test_name_that_a_file_can_have_passes(tmp_path, name):
     (tmp_path / f"{name}.json").touch()
 
 
-def test_empty_path_is_refused(tmp_path, monkeypatch):
+def test_empty_path_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for check in (check_folder, check_file):
         with raises(ConfigError, where="--save"):

@@ -47,7 +47,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_raises_at_once(number: signal.Signals) -> None:
+def test_signal_raises_immediately(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with handling_signals(), pytest.raises(Stopped) as stopped:
         os.kill(os.getpid(), number)
@@ -56,7 +56,7 @@ def test_a_signal_raises_at_once(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_deferred_signal_is_noted_once(number: signal.Signals) -> None:
+def test_deferred_signal_is_noted_once(number: signal.Signals) -> None:
     with handling_signals(), deferred():
         assert not stop_signal()
         os.kill(os.getpid(), number)
@@ -66,7 +66,7 @@ def test_a_deferred_signal_is_noted_once(number: signal.Signals) -> None:
             processes.check_stop()
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with handling_signals():
@@ -77,7 +77,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_stopped_command_prints_one_line(number: signal.Signals) -> None:
+def test_stopped_command_prints_one_line(number: signal.Signals) -> None:
     process = script("try:\n    print('ready')\n    time.sleep(60)\nfinally:\n    print('cleaned up')")
     first_line(process)
     process.send_signal(number)
@@ -89,7 +89,7 @@ def test_a_stopped_command_prints_one_line(number: signal.Signals) -> None:
     assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number)
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_second_ctrl_c_ends_immediately() -> None:
     process = script("with processes.deferred():\n    print('ready')\n    while True: time.sleep(0.1)")
     first_line(process)
     process.send_signal(signal.SIGINT)
@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
 @pytest.mark.parametrize(
     "block", ["processes.deferred(), processes.reading(path)", "processes.reading(path)"]
 )
-def test_a_read_that_hangs_ends_and_is_named(tmp_path: Path, block: str) -> None:
+def test_read_that_hangs_ends_and_is_named(tmp_path: Path, block: str) -> None:
     path = tmp_path / "stalled.bin"
     os.mkfifo(path)
     # in C, where no Python handler runs, as torch and decoders read
@@ -125,7 +125,7 @@ with {block}:
     assert errors.count("\n") == 1
 
 
-def test_a_process_in_c_code_ends_soon_after_a_signal() -> None:
+def test_process_in_c_code_ends_soon_after_a_signal() -> None:
     body = """import ctypes
 processes._UNWIND = 0.2
 end, _ = os.pipe()
@@ -143,7 +143,7 @@ ctypes.CDLL(None).read(end, ctypes.create_string_buffer(1), 1)"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_command_skips_the_teardown(number: signal.Signals) -> None:
+def test_stopped_command_skips_the_teardown(number: signal.Signals) -> None:
     body = """import atexit
 class Slow:
     def __del__(self): os.write(1, b'teardown ')
@@ -164,7 +164,7 @@ def test_limits_of_two_stops_fit_into_ten_seconds() -> None:
     assert processes._UNWIND + processes._EXIT < 10
 
 
-def test_a_rank_ends_with_its_launcher() -> None:
+def test_rank_ends_with_its_launcher() -> None:
     body = (
         "import subprocess\n"
         "code = 'from mindspeed_mm.processes import handling_signals; import time\\nwith handling_signals(): "

@@ -23,7 +23,7 @@ def test_import_of_the_package_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", mindspeed_mm.__all__)
-def test_public_names_are_those_of_their_modules(name: str) -> None:
+def test_public_names_match_their_modules(name: str) -> None:
     found = getattr(mindspeed_mm, name)
     assert name in dir(mindspeed_mm)
     home = mindspeed_mm._HOMES[name]
@@ -54,7 +54,7 @@ def test_public_list_holds_what_the_python_page_imports() -> None:
     assert {name.strip() for line in lines for name in line.split(",")} <= set(mindspeed_mm.__all__)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'VacePipline'"):
         mindspeed_mm.VacePipline  # noqa: B018
 

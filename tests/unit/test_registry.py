@@ -23,14 +23,14 @@ def shapes() -> Registry[int]:
     return made
 
 
-def test_what_was_added_is_found_and_listed_in_order(shapes: Registry[int]) -> None:
+def test_added_entries_are_found_and_listed_in_order(shapes: Registry[int]) -> None:
     assert shapes.get("square") == 4
     assert list(shapes) == ["square", "triangle"]
     assert "square" in shapes
     assert "circle" not in shapes
 
 
-def test_an_alias_finds_its_entry_and_is_not_listed(shapes: Registry[int]) -> None:
+def test_alias_finds_its_entry_and_is_not_listed(shapes: Registry[int]) -> None:
     shapes.alias("quad", "square")
     assert shapes.get("quad") == 4
     assert list(shapes) == ["square", "triangle"]
@@ -49,7 +49,7 @@ def test_one_name_cannot_stand_for_two_things(shapes: Registry[int]) -> None:
         shapes.add("square", 5)
 
 
-def test_an_outside_entry_point_is_loaded_only_on_use(
+def test_outside_entry_point_is_loaded_only_on_use(
     shapes: Registry[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = [
@@ -63,7 +63,7 @@ def test_an_outside_entry_point_is_loaded_only_on_use(
     assert shapes.get("square") == 4  # ours wins
 
 
-def test_did_you_mean_stays_silent_when_nothing_is_near() -> None:
+def test_did_you_mean_is_empty_when_nothing_is_near() -> None:
     assert did_you_mean("num_head", ["num_heads", "dtype"]) == " (did you mean 'num_heads'?)"
     assert did_you_mean("SRC_VIDEO", ["video", "src_video"]) == " (did you mean 'src_video'?)"
     assert did_you_mean("zzz", ["num_heads", "dtype"]) == ""

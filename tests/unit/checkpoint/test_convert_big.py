@@ -145,7 +145,7 @@ def test_conversion_of_a_dcp_folder_does_too(big: Path, tmp_path: Path) -> None:
     assert size_of(target) > 1e9
 
 
-def test_a_pipeline_is_assembled_within_it_too(tmp_path: Path) -> None:
+def test_pipeline_is_assembled_within_it_too(tmp_path: Path) -> None:
     """Its text encoder, three layers of the published one, has more than 1 GB."""
     shapes = published_layout("models_t5_umt5-xxl-enc-bf16.pth")
     shapes = {name: shape for name, shape in shapes.items() if not re.match(r"blocks\.([3-9]|\d\d)\.", name)}

@@ -228,7 +228,7 @@ def test_stages_hold_what_the_guide_says(tmp_path: Path, original: Path, weights
     assert not any("vace" in name for name in found[2])
 
 
-def test_virtual_stages_are_megatrons(tmp_path: Path, original: Path, weights: Weights) -> None:
+def test_virtual_stages_match_megatron(tmp_path: Path, original: Path, weights: Weights) -> None:
     run("hf_to_mm", original, tmp_path / "vpp", "--pp_layers", "[[1,1],[1,1]]")
     second = torch.load(tmp_path / "vpp/release/mp_rank_00_001/model_optim_rng.pt", weights_only=True)
     assert second.keys() == {"model0", "model1", "checkpoint_version"}
@@ -250,7 +250,7 @@ def test_layers_that_do_not_fit_are_an_error_and_write_nothing(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_conversion_runs_twice_into_one_target(tmp_path: Path, original: Path, weights: Weights) -> None:
+def test_conversion_runs_twice_into_one_target(tmp_path: Path, original: Path, weights: Weights) -> None:
     run("hf_to_mm", original, tmp_path / "mm", "--pp_layers", "[2,2]")
     run("hf_to_mm", original, tmp_path / "mm")
     assert sorted(path.name for path in (tmp_path / "mm/release").iterdir()) == ["config.json", "mp_rank_00"]
@@ -264,7 +264,7 @@ def test_a_conversion_runs_twice_into_one_target(tmp_path: Path, original: Path,
     assert_same(tmp_path / "hf", weights)
 
 
-def test_a_conversion_prints_one_table_and_keeps_its_job(
+def test_conversion_prints_one_table_and_keeps_its_job(
     tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -289,7 +289,7 @@ def test_source_and_target_can_be_one_folder(own_original: Path, weights: Weight
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
-def test_dtype_is_that_of_every_written_weight(
+def test_dtype_matches_every_written_weight(
     tmp_path: Path, mm: Path, weights: Weights, name: str, dtype: torch.dtype
 ) -> None:
     run("mm_to_hf", mm, tmp_path / "x.pt", "--cfg.dtype", name, "--cfg.verify", "bits")
@@ -306,14 +306,14 @@ def test_dtype_is_that_of_every_written_weight(
         ("resplit", "use hf_to_mm"),
     ],
 )
-def test_the_method_fixes_the_dialect_that_is_read(
+def test_method_fixes_the_dialect_that_is_read(
     tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str], method: str, use: str
 ) -> None:
     assert use in convert_fails(capsys, method, original, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_a14b_root_is_an_error_that_names_both_folders(
+def test_a14b_root_is_an_error_that_names_both_folders(
     tmp_path: Path, own_original: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "a14b"
@@ -326,7 +326,7 @@ def test_the_a14b_root_is_an_error_that_names_both_folders(
     run("hf_to_mm", root / "high_noise_model", root / "high_noise_model")
 
 
-def test_the_folder_of_a_training_run_is_not_overwritten(
+def test_folder_of_a_training_run_is_not_overwritten(
     tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -363,13 +363,13 @@ def test_the_folder_of_a_training_run_is_not_overwritten(
         (["VACEConverter", "hf_to_mm", "--cfg.target_parallel_config.pp_layers=="], "Expected a list"),
     ],
 )
-def test_what_is_wrong_on_the_command_line_is_one_line(
+def test_command_line_errors_are_one_line(
     capsys: pytest.CaptureFixture[str], argv: list[str], said: str
 ) -> None:
     assert said in fails(capsys, *argv)
 
 
-def test_a_yaml_file_gives_the_settings_and_flags_override_it(
+def test_yaml_file_gives_the_settings_and_flags_override_it(
     tmp_path: Path, original: Path, weights: Weights
 ) -> None:
     (tmp_path / "c.yaml").write_text(

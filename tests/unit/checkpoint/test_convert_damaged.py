@@ -145,7 +145,7 @@ def error_of(read: Callable[[], object]) -> str | None:
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_the_undamaged_ones_convert(tmp_path: Path, form: str) -> None:
+def test_undamaged_sources_convert(tmp_path: Path, form: str) -> None:
     with source_folder(tmp_path, form, WEIGHTS) as folder:
         assert convert(form, folder, tmp_path / "target") is None
         assert_right(tmp_path / "target", WEIGHTS)
@@ -154,7 +154,7 @@ def test_the_undamaged_ones_convert(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", WRITERS)
 @CAREFULLY
 @given(data=st.data())
-def test_files_that_are_cut_off_missing_or_empty_are_refused(
+def test_files_that_are_cut_off_missing_or_empty_are_rejected(
     tmp_path: Path, form: str, data: st.DataObject
 ) -> None:
     with source_folder(tmp_path, form, WEIGHTS) as folder:
@@ -201,7 +201,7 @@ def damaged(weights: Weights, how: str, name: str) -> Weights:
 @pytest.mark.parametrize("form", WRITERS)
 @CAREFULLY
 @given(how=st.sampled_from(DAMAGES), name=st.sampled_from(sorted(WEIGHTS)))
-def test_extra_missing_or_misshaped_weights_are_refused(
+def test_extra_missing_or_misshaped_weights_are_rejected(
     tmp_path: Path, form: str, how: str, name: str
 ) -> None:
     with source_folder(tmp_path, form, damaged(WEIGHTS, how, name)) as folder:
@@ -214,7 +214,9 @@ def test_extra_missing_or_misshaped_weights_are_refused(
 @given(
     form=st.sampled_from(["stages", "dcp"]), place=st.integers(0, 400), key=st.text(min_size=1, max_size=8)
 )
-def test_code_beside_or_among_the_weights_is_not_run(tmp_path: Path, form: str, place: int, key: str) -> None:
+def test_code_next_to_or_among_the_weights_is_not_run(
+    tmp_path: Path, form: str, place: int, key: str
+) -> None:
     trace = tmp_path / "trace"
     with source_folder(tmp_path, form, WEIGHTS) as folder:
         if form == "dcp":
@@ -280,7 +282,7 @@ FORGERIES = [
     name=st.sampled_from(sorted(WEIGHTS)),
     number=st.integers(0, 30) | st.integers(-(2**40), 2**62),
 )
-def test_a_forged_metadata_is_one_line_or_harmless(tmp_path: Path, how: str, name: str, number: int) -> None:
+def test_forged_metadata_is_one_line_or_harmless(tmp_path: Path, how: str, name: str, number: int) -> None:
     with source_folder(tmp_path, "dcp", WEIGHTS) as folder:
         index = folder / "iter_0000003/.metadata"
         metadata: Any = pickle.loads(index.read_bytes())
@@ -308,7 +310,7 @@ keys = st.sampled_from(
 
 @settings(CAREFULLY, max_examples=150)
 @given(values=st.dictionaries(keys, json_values, max_size=6) | json_values, keep=st.booleans())
-def test_any_config_json_is_used_or_refused_in_one_line(tmp_path: Path, values: Any, keep: bool) -> None:
+def test_any_config_json_is_used_or_rejected_in_one_line(tmp_path: Path, values: Any, keep: bool) -> None:
     """Whatever the file says, it agrees with the weights or is refused."""
     with source_folder(tmp_path, "single", WEIGHTS) as folder:
         merged = {**official_json(SMALL), **values} if keep and isinstance(values, dict) else values

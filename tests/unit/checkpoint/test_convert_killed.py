@@ -120,7 +120,7 @@ def test_killed_at_any_moment_the_target_is_old_new_or_absent(
     assert not left
 
 
-def test_a_failed_conversion_leaves_the_target_as_it_was(
+def test_failed_conversion_leaves_the_target_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_transformer(tmp_path / "a", tiny_transformer(0), torch.float32)
@@ -169,7 +169,7 @@ def test_two_conversions_do_not_write_into_one_target(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_two_files_of_one_folder_are_converted_at_once(tmp_path: Path) -> None:
+def test_two_files_of_one_folder_are_converted_immediately(tmp_path: Path) -> None:
     with staging(tmp_path, "x.pt") as first, staging(tmp_path, "y.pt") as second:
         assert first.is_dir()
         assert second.is_dir()
@@ -197,7 +197,7 @@ def test_next_conversion_removes_what_a_killed_one_left(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("target", ["file/mm", "/proc/mm", "x" * 256, "file/x.pt", "folder.pt"])
-def test_target_that_cannot_be_written_is_refused_first(
+def test_target_that_cannot_be_written_is_rejected_first(
     tmp_path: Path, monkeypatch, capsys, target: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

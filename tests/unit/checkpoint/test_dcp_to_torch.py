@@ -58,7 +58,7 @@ def test_dcp_to_torch_writes_a_release_folder(saved: Path, tmp_path: Path) -> No
     assert (tmp_path / "out/latest_checkpointed_iteration.txt").read_text() == "release\n"
 
 
-def test_dcp_to_torch_refuses_other_files(
+def test_dcp_to_torch_rejects_other_files(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (saved / ".metadata").unlink()

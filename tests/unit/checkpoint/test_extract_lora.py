@@ -41,7 +41,7 @@ def extracted(pair: tuple[Path, Path], target: Path, **more: object) -> Path:
 
 
 @pytest.mark.parametrize("form", ["comfyui", "peft", "diffusers"])
-def test_a_merged_lora_is_found_again(tmp_path: Path, pair: tuple[Path, Path], form: str) -> None:
+def test_merged_lora_is_found_again(tmp_path: Path, pair: tuple[Path, Path], form: str) -> None:
     target = tmp_path / ("peft" if form == "peft" else f"{form}.safetensors")
     report = tmp_path / "report.json"
     extracted(pair, target, form=form, rank=RANK, report=str(report))
@@ -54,7 +54,7 @@ def test_a_merged_lora_is_found_again(tmp_path: Path, pair: tuple[Path, Path], f
     assert set(said["layers"]) == {f"{name}.weight" for name in lora_matrices()}
 
 
-def test_a_smaller_rank_loses_what_it_says(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_smaller_rank_loses_what_it_says(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     report = tmp_path / "report.json"
     target = extracted(pair, tmp_path / "a.safetensors", rank=1, on="branch", report=str(report))
     said, base = json.loads(report.read_text()), open_weights(pair[0])
@@ -78,7 +78,7 @@ def test_large_layers_are_cut_nearly_as_well() -> None:
     assert torch.equal(up, low_rank(delta, 32)[0])
 
 
-def test_what_has_no_low_rank_is_kept_or_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_full_rank_differences_are_kept_or_rejected(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     path = pair[1] / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     weights["blocks.0.ffn.0.bias"] = weights["blocks.0.ffn.0.bias"] + 1
@@ -90,7 +90,7 @@ def test_what_has_no_low_rank_is_kept_or_refused(tmp_path: Path, pair: tuple[Pat
         extracted(pair, tmp_path / "peft", form="peft")
 
 
-def test_checkpoints_that_give_no_lora_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_checkpoints_that_give_no_lora_are_rejected(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     with raises(WeightsError, pair[0]):
         extracted((pair[0], pair[0]), tmp_path / "a.safetensors")
     other = tmp_path / "other"
@@ -114,7 +114,7 @@ WIDE = VaceConfig(
 )
 
 
-def test_the_branch_alone_is_written_and_read_with_its_trunk(tmp_path: Path) -> None:
+def test_branch_alone_is_written_and_read_with_its_trunk(tmp_path: Path) -> None:
     write_transformer(tmp_path / "base", tiny_transformer(config=WIDE), torch.float32)
     hf_to_mm(ToMmConfig(source_path=str(tmp_path / "base"), target_path=str(tmp_path / "mm")))
     target = tmp_path / "module.safetensors"
@@ -134,7 +134,7 @@ def test_the_branch_alone_is_written_and_read_with_its_trunk(tmp_path: Path) -> 
     assert set(again.tensors) == set(base.tensors)
 
 
-def test_a_layout_that_comfyui_would_misread_is_no_module(tmp_path: Path) -> None:
+def test_layout_that_comfyui_would_misread_is_not_a_module(tmp_path: Path) -> None:
     write_transformer(tmp_path / "base", tiny_transformer(), torch.float32)
     lora = write_lora("kohya", tmp_path, lora_matrices())
     target = str(tmp_path / "module.safetensors")

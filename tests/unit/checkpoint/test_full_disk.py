@@ -99,7 +99,7 @@ def test_full_disk_keeps_the_old_target(
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_too_little_space_is_said_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 4, 4))
@@ -110,7 +110,7 @@ def test_too_little_space_is_said_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_path_is_not_the_working_directory(
+def test_empty_path_is_not_the_working_directory(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `--cfg.target_path "$UNSET"` gives it."""

@@ -148,7 +148,7 @@ def test_diffusers_loads_the_file_and_agrees(tmp_path: Path, base: Path, make: o
     assert (adapted - ours).abs().max() < 1e-5
 
 
-def test_a_merged_base_computes_what_base_and_lora_do(tmp_path: Path, base: Path) -> None:
+def test_merged_base_computes_what_base_and_lora_do(tmp_path: Path, base: Path) -> None:
     loras = [
         write_lora(name, tmp_path, lora_matrices(seed=seed)) for name, seed in (("peft", 1), ("kohya", 2))
     ]
@@ -198,7 +198,7 @@ def expected_of_checkpoint(*, saved: bool) -> Weights:
 
 
 @pytest.mark.parametrize("target", ["peft", "comfyui.safetensors"])
-def test_a_training_checkpoint_becomes_a_lora(tmp_path: Path, base: Path, target: str) -> None:
+def test_training_checkpoint_becomes_a_lora(tmp_path: Path, base: Path, target: str) -> None:
     source = checkpoint(tmp_path / "lora.pt")
     assert_close(sum_of(base, to(target, source, base, tmp_path)), expected_of_checkpoint(saved=True))
 
@@ -208,7 +208,7 @@ def test_of_a_whole_checkpoint_the_lora_alone_is_taken(tmp_path: Path, base: Pat
     assert_close(sum_of(base, to("peft", source, base, tmp_path)), expected_of_checkpoint(saved=False))
 
 
-def test_a_lora_of_a_published_model_needs_no_base(tmp_path: Path) -> None:
+def test_lora_of_a_published_model_needs_no_base(tmp_path: Path) -> None:
     down, up = torch.ones(2, 1536), torch.ones(1536, 2)
     stem = "lora_unet_vace_blocks_3_self_attn_q"
     save_file({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}, tmp_path / "in.safetensors")
@@ -219,7 +219,7 @@ def test_a_lora_of_a_published_model_needs_no_base(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_form_cannot_hold_is_refused_by_name(tmp_path: Path, base: Path) -> None:
+def test_content_a_form_cannot_store_is_rejected_by_name(tmp_path: Path, base: Path) -> None:
     keys = {"diffusion_model.blocks.0.ffn.0.diff_b": torch.ones(96)}
     shape = tiny_transformer().blocks[0].ffn[0].bias.shape
     save_file({key: torch.ones(shape) for key in keys}, tmp_path / "diff.safetensors")
@@ -234,20 +234,20 @@ def test_what_a_form_cannot_hold_is_refused_by_name(tmp_path: Path, base: Path) 
 @pytest.mark.parametrize(
     ("strengths", "facts"), [([1.0], ("1", "2")), ([1.0, float("nan")], ("nan",)), (2000.0, ("2000",))]
 )
-def test_bad_strengths_are_refused(tmp_path: Path, base: Path, strengths: object, facts: tuple[str]) -> None:
+def test_bad_strengths_are_rejected(tmp_path: Path, base: Path, strengths: object, facts: tuple[str]) -> None:
     lora = str(write_lora("kohya", tmp_path, lora_matrices()))
     cfg = {"source_path": str(base), "target_path": str(tmp_path / "out"), "loras": [lora, lora]}
     with raises(ConfigError, *facts, where="strengths"):
         merge(MergeLoraConfig.model_construct(**{**MergeLoraConfig(**cfg).__dict__, "strengths": strengths}))
 
 
-def test_a_lora_as_base_names_the_command(tmp_path: Path) -> None:
+def test_lora_as_base_names_the_command(tmp_path: Path) -> None:
     with raises(WeightsError, "merge_lora"):
         open_weights(write_lora("kohya", tmp_path, lora_matrices()))
 
 
 @pytest.mark.parametrize("method", ["merge_lora", "lora_to_comfy", "lora_to_hf"])
-def test_a_bad_lora_is_one_line_of_every_command(
+def test_bad_lora_is_one_line_of_every_command(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     out = tmp_path / "out.safetensors"

@@ -51,7 +51,7 @@ def rename_until(count: int, error: type[BaseException], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("count", range(1, 8))
-def test_an_error_in_the_middle_puts_the_old_entries_back(
+def test_error_in_the_middle_puts_the_old_entries_back(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, hidden, new = folders(tmp_path)
@@ -75,7 +75,7 @@ def test_next_run_after_kill_restores_files_first(
     assert state(target) == OLD
 
 
-def test_a_finished_replacement_is_not_undone(tmp_path: Path) -> None:
+def test_finished_replacement_is_not_undone(tmp_path: Path) -> None:
     target, hidden, new = folders(tmp_path)
     replace_entries(new, hidden, target, OWNED, last=LAST)
     restore_entries(hidden, target, OWNED, last=LAST)

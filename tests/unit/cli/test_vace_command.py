@@ -232,7 +232,7 @@ def test_nproc_starts_the_launcher_as_the_script_does(monkeypatch: pytest.Monkey
     assert options.arguments[-2:] == ["--fsdp2-config-path", TRAIN["--fsdp2-config-path"]]
 
 
-def test_a_job_that_the_launcher_cannot_start_is_one_line(
+def test_job_that_the_launcher_cannot_start_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("WORLD_SIZE", *ranks.ENVIRONMENT):
@@ -243,7 +243,7 @@ def test_a_job_that_the_launcher_cannot_start_is_one_line(
     assert names(line, "--lr", "5e-5")
 
 
-def test_environment_of_ranks_equals_that_of_the_scripts() -> None:
+def test_environment_of_ranks_equals_the_scripts() -> None:
     text = (VACE / "common.sh").read_text()
     exported = dict(re.findall(r"export (\w+)=\$\{\1:-([^}]*)\}", text))
     assert exported == {**ranks.ENVIRONMENT, **ranks.ASCEND}

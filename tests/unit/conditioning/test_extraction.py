@@ -76,7 +76,7 @@ def test_feature_holds_conditioning_and_its_source(tmp_path):
     assert info.metadata["source"] == str(row.video)
 
 
-def test_a_second_run_encodes_and_opens_nothing(tmp_path):
+def test_second_run_encodes_and_opens_nothing(tmp_path):
     rows = write_rows(tmp_path, 3)
     run(tmp_path / "out", rows)
     before = contents(tmp_path / "out")
@@ -131,7 +131,7 @@ def test_new_captions_reuse_latents(tmp_path, change):
     assert all(now[name] == value for name, value in contents(tmp_path / "anew").items())
 
 
-def test_latents_that_were_deleted_or_torn_are_made_again(tmp_path):
+def test_latents_that_were_deleted_or_torn_are_recreated(tmp_path):
     rows = write_rows(tmp_path, 1)
     _, (before,) = run(tmp_path / "out", rows)
     path = tmp_path / "out/features" / f"{before.key}.safetensors"
@@ -150,7 +150,7 @@ def flip(path, name):
 
 
 @pytest.mark.parametrize("part", ["video", "prompt_ids"])
-def test_a_damaged_feature_is_made_again_not_reused(tmp_path, part):
+def test_damaged_feature_is_recreated_not_reused(tmp_path, part):
     """New captions want its latents, new pixel settings its prompts; both rows end with sound features."""
     rows = write_rows(tmp_path, 2)
     rows[1] = replace(rows[1], captions=("of the second row",))
@@ -181,7 +181,7 @@ def test_only_what_changed_is_redone(tmp_path):
     assert sorted(row.record.row for row in done if row.fresh) == [1, 2]
 
 
-def test_a_touched_file_of_the_same_content_is_not_redone(tmp_path):
+def test_touched_file_of_the_same_content_is_not_redone(tmp_path):
     rows = write_rows(tmp_path, 2)
     run(tmp_path / "out", rows)
     rows[0].video.touch()
@@ -198,7 +198,7 @@ def test_soft_mask_concerns_only_rows_with_a_mask(tmp_path):
     assert hard.key(masked, digests) != soft.key(masked, digests)
 
 
-def test_the_same_file_in_another_role_is_another_feature(tmp_path):
+def test_same_file_in_another_role_is_another_feature(tmp_path):
     row = write_rows(tmp_path, 1)[0]
     keys = make_extraction(tmp_path).keys
     digests = {row.video: "x"}
@@ -211,7 +211,7 @@ def test_the_same_file_in_another_role_is_another_feature(tmp_path):
     assert len({keys.key(role, digests) for role in roles}) == 4
 
 
-def test_a_torn_feature_is_made_again(tmp_path):
+def test_torn_feature_is_recreated(tmp_path):
     rows = write_rows(tmp_path, 2)
     run(tmp_path / "out", rows)
     whole = contents(tmp_path / "out")
@@ -239,7 +239,7 @@ def hang(record):
     return load(record)
 
 
-def test_a_clip_that_hangs_the_decoder_costs_one_row(tmp_path):
+def test_clip_that_hangs_the_decoder_costs_one_row(tmp_path):
     rows = write_rows(tmp_path, 3)
     extraction = make_extraction(tmp_path / "out", workers=1, timeout=8.0)
     extraction.load = hang
@@ -278,7 +278,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path):
     assert finished == contents(tmp_path / "reference")
 
 
-def test_a_stop_signal_lets_the_current_row_finish(tmp_path):
+def test_stop_signal_lets_the_current_row_finish(tmp_path):
     rows, extraction = write_rows(tmp_path, 5), make_extraction(tmp_path / "out")
     done = list(extraction.run(rows, stop=lambda: extraction.vae.vae.calls >= 3))
     assert [row.record.row for row in done] == [0, 1]
@@ -294,5 +294,5 @@ def run_stuck(folder):
     list(make_extraction(folder / "out", StuckVae(), timeout=1.0).run(write_rows(folder / "rows", 1)))
 
 
-def test_a_device_that_never_answers_ends_the_process(tmp_path):
+def test_device_that_never_answers_ends_the_process(tmp_path):
     assert in_child(run_stuck, tmp_path) == 1

@@ -19,7 +19,7 @@ TASKS: dict[str, Any] = {
 }
 
 
-def test_draws_depend_on_seed_and_row_alone() -> None:
+def test_draws_depend_only_on_seed_and_row() -> None:
     recipe = parse_recipe({"seed": 3, "variants": 2, "tasks": TASKS}, "r")
     more = parse_recipe({"seed": 3, "variants": 5, "tasks": TASKS}, "r")
     other = parse_recipe({"seed": 4, "variants": 2, "tasks": TASKS}, "r")
@@ -51,7 +51,7 @@ def test_entries_are_drawn_for_the_clips_they_name() -> None:
     assert draws(recipe, 0, "/data/birds/a.mp4") == []
 
 
-def test_a_control_task_comes_once_a_clip() -> None:
+def test_control_task_comes_once_a_clip() -> None:
     recipe = parse_recipe({"variants": 3, "tasks": {"gray": {"weight": 99}, **TASKS}}, "r")
     for row in range(20):
         assert Counter(draw.name for draw in draws(recipe, row, "a"))["gray"] <= 1
@@ -79,12 +79,12 @@ def test_a_control_task_comes_once_a_clip() -> None:
         ({}, ["tasks"]),
     ],
 )
-def test_a_recipe_is_refused_when_it_is_read(tasks: dict[str, Any], facts: list[str]) -> None:
+def test_recipe_is_rejected_when_it_is_read(tasks: dict[str, Any], facts: list[str]) -> None:
     with raises(ConfigError, *facts):
         parse_recipe({"tasks": tasks}, "recipe.yaml")
 
 
-def test_a_recipe_file_must_hold_an_object(tmp_path: Path) -> None:
+def test_recipe_file_must_hold_an_object(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("- gray\n")
     with raises(ConfigError, "a list", where=str(path)):

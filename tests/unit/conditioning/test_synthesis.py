@@ -109,7 +109,7 @@ def test_missing_pixels_are_exactly_zero(record: SampleRecord) -> None:
     assert (kept == sample.video[:, ~white]).all()
 
 
-def test_rows_with_conditions_of_their_own_stay(record: SampleRecord) -> None:
+def test_rows_with_their_own_conditions_are_unchanged(record: SampleRecord) -> None:
     own = SampleRecord(video=record.video, captions=("a",), src_mask=record.video, row=1)
     found = synthesize_records([record, own], parse_recipe(RECIPE, "r"))
     assert [item.synthesis is not None for item in found] == [True, True, False]
@@ -117,7 +117,7 @@ def test_rows_with_conditions_of_their_own_stay(record: SampleRecord) -> None:
     assert found == synthesize_records([record, own], parse_recipe(RECIPE, "r"))
 
 
-def test_a_task_that_fails_names_row_and_task(record: SampleRecord) -> None:
+def test_task_that_fails_names_row_and_task(record: SampleRecord) -> None:
     tasks = {"framerefext": {"options": {"ref_num": 40}}}
     (drawn,) = synthesize_records([record], parse_recipe({"tasks": tasks}, "r"))
     with raises(DataError, "data.json[0]", "framerefext", 41):

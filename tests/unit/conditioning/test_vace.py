@@ -75,7 +75,7 @@ def test_mask_cells_follow_the_closed_formula():
         assert cells[8 * py + px, f, y, x] == mask[0, t, 8 * y + py, 8 * x + px]
 
 
-def test_the_frames_of_81_and_17_are_the_measured_ones():
+def test_frames_of_81_and_17_are_the_measured_ones():
     assert mask_frames(17) == (1, 5, 8, 11, 15)
     assert mask_frames(81) == (
         1,
@@ -144,7 +144,7 @@ def test_features_hold_the_context_that_generation_makes():
     assert torch.equal(found, context(vae, clip(1), box_mask(), refs))
 
 
-def test_a_mask_without_a_source_masks_the_target_video():
+def test_mask_without_a_source_masks_the_target_video():
     vae = MeanVae()
     found = encode_features(vae, sample(src_mask=box_mask()))[1]
     assert torch.equal(found, context(vae, clip(), box_mask()))
@@ -166,7 +166,7 @@ def test_without_any_condition_everything_is_generated_from_gray():
         ({"video": torch.zeros(3, T, 24, W)}, ("48x24", 16)),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, facts):
+def test_mismatch_is_rejected(changes, facts):
     with raises(DataError, *facts):
         encode_features(MeanVae(), sample(**changes))
 

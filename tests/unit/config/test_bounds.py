@@ -70,7 +70,7 @@ NAN, INF = float("nan"), float("inf")
         (Fsdp2Config, "num_to_forward_prefetch", 10**9),
     ],
 )
-def test_a_number_no_run_can_use_is_refused(schema: type[Config], key: str, value: Any) -> None:
+def test_number_no_run_can_use_is_rejected(schema: type[Config], key: str, value: Any) -> None:
     base = WAN_14B.model_dump() if schema is WanConfig else {}
     with pytest.raises(ConfigError) as caught:
         parse(schema, {**base, key: value}, "f.json")
@@ -80,12 +80,12 @@ def test_a_number_no_run_can_use_is_refused(schema: type[Config], key: str, valu
     assert len(message) < 250
 
 
-def test_a_pattern_of_too_many_blocks_is_refused() -> None:
+def test_pattern_of_too_many_blocks_is_rejected() -> None:
     with raises(ConfigError, 9999):
         match("blocks.{0-99999999999}", ["blocks.0"], "here")
 
 
-def test_a_bad_task_is_not_also_a_short_list() -> None:
+def test_bad_task_is_not_also_a_short_list() -> None:
     values = {
         "model": {"transformer": "t", "vae": "v", "text_encoder": "e"},
         "output_path": "out",

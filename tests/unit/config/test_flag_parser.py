@@ -38,7 +38,7 @@ def test_each_field_is_a_flag_of_its_type(parser: FlagParser) -> None:
 
 
 @pytest.mark.parametrize(("word", "wanted"), [("0.5", 0.5), ("1,-0.5", (1.0, -0.5))])
-def test_a_field_of_one_or_several_takes_them_in_one_word(
+def test_field_of_one_or_several_takes_them_in_one_word(
     word: str, wanted: object, parser: FlagParser
 ) -> None:
     assert given(parser.parse_strict(["--scale", word]), Optimizer) == {"scale": wanted}
@@ -46,7 +46,7 @@ def test_a_field_of_one_or_several_takes_them_in_one_word(
     assert given(parser.parse_strict(["--path", "a,b"]), Optimizer) == {"path": "a,b"}
 
 
-def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser) -> None:
+def test_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser) -> None:
     assert given(parser.parse_strict([]), Optimizer) == {}
 
 
@@ -60,7 +60,7 @@ def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser
         (["--train-iters"], ("--train-iters", "one argument")),
     ],
 )
-def test_a_wrong_flag_is_a_config_error(argv: list[str], facts: tuple[str, ...], parser: FlagParser) -> None:
+def test_wrong_flag_is_a_config_error(argv: list[str], facts: tuple[str, ...], parser: FlagParser) -> None:
     with raises(ConfigError, *facts):
         parser.parse_strict(argv)
 

@@ -27,7 +27,7 @@ class Outer(Config):
     name: str
 
 
-def test_a_config_cannot_be_changed() -> None:
+def test_config_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Inner().num_heads = 8  # type: ignore[misc]
 
@@ -43,17 +43,17 @@ def test_a_config_cannot_be_changed() -> None:
         ({"name": None}, "name", "null"),
     ],
 )
-def test_an_error_has_the_address_of_the_key(values: object, where: str, fact: object) -> None:
+def test_error_has_the_address_of_the_key(values: object, where: str, fact: object) -> None:
     with raises(ConfigError, fact, where=f"f.json:{where}"):
         parse(Outer, values, "f.json")
 
 
-def test_an_address_that_leads_into_a_file_has_dots_after_it() -> None:
+def test_address_that_leads_into_a_file_has_dots_after_it() -> None:
     with raises(ConfigError, "/a:b/f.json:data.num_head"):
         parse(Inner, {"num_head": 1}, "/a:b/f.json:data")
 
 
-def test_all_problems_are_reported_at_once() -> None:
+def test_all_problems_are_reported_immediately() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Outer, {"predictor": {"num_heads": -1}, "nam": "a"}, "f.json")
     assert len(str(caught.value).split("; ")) >= 3

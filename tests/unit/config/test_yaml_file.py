@@ -18,7 +18,7 @@ def read(tmp_path: Path, text: str) -> Any:
     return read_yaml(path)
 
 
-def test_scalars_are_those_of_json(tmp_path: Path) -> None:
+def test_scalars_match_json(tmp_path: Path) -> None:
     values = read(
         tmp_path,
         "\ufeffa: 1:30\nb: 2024-13-45\nc: 2024-01-02\nd: 1e-4\ne: -1.5\nf: 8\ng: true\nh: 0\ni: null\n",
@@ -54,14 +54,14 @@ def test_anchors_and_merge_keys_stay_readable(tmp_path: Path) -> None:
         ("? [a]\n: 1\n", "YAML"),
     ],
 )
-def test_what_json_would_not_hold_is_one_line(text: str, facts: str, tmp_path: Path) -> None:
+def test_values_json_cannot_hold_are_one_line(text: str, facts: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
     assert facts in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
+def test_bomb_of_aliases_is_rejected(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     with raises(ConfigError, "aliases"):

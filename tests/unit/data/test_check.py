@@ -128,7 +128,7 @@ def test_one_bad_row_more_than_allowed_stops_with_the_list(mixed):
     assert caught.value.fix == f"{advice}, or use --skip-one"
 
 
-def test_what_the_check_promises_is_what_loading_gives(mixed):
+def test_loading_gives_what_the_check_reports(mixed):
     report = check_manifest(scan_manifest(mixed), CONFIG, workers=0)
     for record, fact in zip(report.records, report.facts[:5], strict=True):
         sample = load_sample(record, CONFIG)
@@ -136,7 +136,7 @@ def test_what_the_check_promises_is_what_loading_gives(mixed):
         assert fact.policy == sample.frame_policy
 
 
-def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
+def test_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
     write_clip(tmp_path / "good.mp4", 9)
     os.mkfifo(tmp_path / "hangs.mp4")
     path = dataset(tmp_path, [{"video": "good.mp4"}, {"video": "hangs.mp4"}, {"video": "good.mp4"}])
@@ -146,7 +146,7 @@ def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
     assert "FIFO" in report.problems[0].message
 
 
-def test_dataset_without_a_good_row_is_refused(tmp_path):
+def test_dataset_without_a_good_row_is_rejected(tmp_path):
     path = dataset(tmp_path, [{"video": "gone.mp4"}])
     with raises(DataError, "1 of 1"):
         check_dataset(path, CONFIG, skip_bad_samples=9, workers=0)
@@ -160,7 +160,7 @@ def test_rejected_short_clips_are_problems_of_the_check(tmp_path):
     assert {"6", "16", "num_frames", "9"} <= said
 
 
-def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monkeypatch):
+def test_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monkeypatch):
     first = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
     opened = []
     for name in ("probe", "probe_picture"):
@@ -196,7 +196,7 @@ def test_file_cached_as_clip_is_checked_as_picture(tmp_path):
     assert "image" in report.problems[0].message
 
 
-def test_what_was_remembered_may_be_torn_or_impossible_to_write(mixed, tmp_path):
+def test_cache_may_be_torn_or_unwritable(mixed, tmp_path):
     (tmp_path / "file").write_text("in the way")
     first = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "file" / "state")
     check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")

@@ -79,7 +79,7 @@ def read_all(clip):
 
 @pytest.mark.parametrize("look", ["check", *READERS])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_a_size_that_changes_and_returns_is_refused(tmp_path, pieces, name, look):
+def test_size_that_changes_and_returns_is_rejected(tmp_path, pieces, name, look):
     wide, tall = pieces
     path = join(tmp_path / name, [(tall if i == 2 else wide, 8) for i in range(15)])
     with raises(DataError, 16, "192x256", 0, "256x192"):
@@ -88,7 +88,7 @@ def test_a_size_that_changes_and_returns_is_refused(tmp_path, pieces, name, look
 
 @pytest.mark.parametrize("look", ["check", *READERS])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_two_sizes_in_one_clip_are_refused(tmp_path, pieces, name, look):
+def test_two_sizes_in_one_clip_are_rejected(tmp_path, pieces, name, look):
     path = join(tmp_path / name, [(piece, 8) for piece in pieces])
     with raises(DataError, 8, "192x256", 0, "256x192"):
         looks(path)[look]()
@@ -96,7 +96,7 @@ def test_two_sizes_in_one_clip_are_refused(tmp_path, pieces, name, look):
 
 @pytest.mark.parametrize("look", ["check", *READERS])
 @pytest.mark.parametrize(("codec", "name"), [("libx265", "a.mkv"), ("libx265", "a.mp4"), ("mpeg4", "a.mp4")])
-def test_two_sizes_of_other_codecs_are_refused(tmp_path, codec, name, look):
+def test_two_sizes_of_other_codecs_are_rejected(tmp_path, codec, name, look):
     options = (
         {"x265-params": "keyint=4:bframes=0:repeat-headers=1:log-level=0"}
         if codec == "libx265"
@@ -111,7 +111,7 @@ def test_two_sizes_of_other_codecs_are_refused(tmp_path, codec, name, look):
         looks(path)[look]()
 
 
-def test_raw_streams_of_two_sizes_are_refused(tmp_path):
+def test_raw_streams_of_two_sizes_are_rejected(tmp_path):
     parts = [
         write_as(tmp_path / f"{w}.h264", "libx264", X264, 8, height=h, width=w)
         for w, h in ((256, 192), (192, 256))
@@ -121,7 +121,7 @@ def test_raw_streams_of_two_sizes_are_refused(tmp_path):
         probe(tmp_path / "a.h264")
 
 
-def test_parts_of_one_size_are_no_change(tmp_path, pieces):
+def test_parts_of_one_size_are_not_change(tmp_path, pieces):
     path = join(tmp_path / "a.mp4", [(pieces[0], 8)] * 3)
     assert probe(path).num_frames == read_all(open_video(path)).shape[0] == 24
 
@@ -166,7 +166,7 @@ def test_key_frames_name_their_size_without_decoding(tmp_path, codec, suffix, pi
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_an_ordinary_clip_decodes_no_extra_keys(tmp_path, monkeypatch, name):
+def test_ordinary_clip_decodes_no_extra_keys(tmp_path, monkeypatch, name):
     path = write_as(tmp_path / name, "libx264", X264, 40)
     monkeypatch.setattr(probing, "find_size_change", lambda *_: pytest.fail("decodes every key frame"))
     assert probe(path).num_frames == 40
@@ -200,7 +200,7 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
         ("a.mkv", "libx264"),
     ],
 )
-def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path, name, codec, reader):
+def test_file_that_is_cut_off_is_read_up_to_there(tmp_path, name, codec, reader):
     whole = write_noise(tmp_path / name, codec, FRAGMENTED if name == "a.mp4" else None)
     frames = open_video(whole).read(range(40))
     cut = tmp_path / f"cut{whole.suffix}"
@@ -214,7 +214,7 @@ def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path, name, codec, reade
     assert all(any(np.array_equal(a, b) for b in frames) for a in read)
 
 
-def test_a_transport_stream_that_is_whole_keeps_its_end(tmp_path):
+def test_transport_stream_that_is_whole_keeps_its_end(tmp_path):
     for count in range(10, 16):
         clip = open_video(write_as(tmp_path / f"{count}.ts", "libx264", X264, count))
         assert clip.num_frames == count
@@ -223,7 +223,7 @@ def test_a_transport_stream_that_is_whole_keeps_its_end(tmp_path):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
-def test_a_picture_behind_the_first_key_loses_no_frames(tmp_path, name, reader):
+def test_picture_behind_the_first_key_loses_no_frames(tmp_path, name, reader):
     """Matroska goes back to the cover's packet, not to the first key frame."""
     clip = write_as(tmp_path / "clip.mp4", "libx264", X264, 24)
     path = tmp_path / name
@@ -267,7 +267,7 @@ def test_two_frames_with_one_stamp_are_both_read(tmp_path, reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_matroska_shorter_than_its_header_says_so(tmp_path, reader):
+def test_matroska_shorter_than_its_header_says_so(tmp_path, reader):
     whole = write_noise(tmp_path / "a.mkv")
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])

@@ -36,7 +36,7 @@ def write_noise(path, codec, rate=16, count=24, **options):
         ("a.ts", "libx265"),
     ],
 )
-def test_a_cut_file_ends_before_the_damaged_frame(tmp_path, name, codec):
+def test_cut_file_ends_before_the_damaged_frame(tmp_path, name, codec):
     whole = write_noise(tmp_path / name, codec)
     cut = tmp_path / f"cut{whole.suffix}"
     assert "short" not in probe(whole).traits
@@ -49,7 +49,7 @@ def test_a_cut_file_ends_before_the_damaged_frame(tmp_path, name, codec):
         assert info.traits == clip.traits
 
 
-def test_a_clip_without_its_beginning_has_a_whole_end(tmp_path):
+def test_clip_without_its_beginning_has_a_whole_end(tmp_path):
     whole = write_noise(tmp_path / "a.ts", "libx264", rate=4)  # a group of 2 seconds
     late = tmp_path / "late.ts"
     late.write_bytes(whole.read_bytes()[12 * 188 :])
@@ -61,7 +61,7 @@ def test_a_clip_without_its_beginning_has_a_whole_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.hevc", "a.ts"])
-def test_a_torn_hevc_frame_is_left_out(tmp_path, name):
+def test_torn_hevc_frame_is_left_out(tmp_path, name):
     # open groups: the last frame of the file may lean on the group before
     whole = write_noise(tmp_path / name, "libx265", **{"x265-params": "bframes=3:open-gop=1:log-level=none"})
     pictures = {frame.tobytes() for frame in open_video(whole).read(range(24))}
@@ -75,7 +75,7 @@ def test_a_torn_hevc_frame_is_left_out(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.h264", "libx264"), ("a.hevc", "libx265")])
-def test_a_raw_stream_plays_at_its_own_rate(tmp_path, name, codec):
+def test_raw_stream_plays_at_its_own_rate(tmp_path, name, codec):
     path = write_noise(tmp_path / name, codec)
     info, clip = probe(path), open_video(path)
     assert info.fps == clip.fps == 16
@@ -84,12 +84,12 @@ def test_a_raw_stream_plays_at_its_own_rate(tmp_path, name, codec):
     assert info.traits == clip.traits == ("untimed",)
 
 
-def test_a_raw_stream_without_a_rate_says_so(tmp_path):
+def test_raw_stream_without_a_rate_says_so(tmp_path):
     path = write_noise(tmp_path / "a.obu", "libsvtav1")
     assert open_video(path).traits == probe(path).traits == ("no rate",)
 
 
-def test_a_raw_mpeg2_stream_has_no_variable_rate(tmp_path):
+def test_raw_mpeg2_stream_has_no_variable_rate(tmp_path):
     info = probe(write_noise(tmp_path / "a.m2v", "mpeg2video", rate=24))
     assert info.fps == 24
     assert not info.variable

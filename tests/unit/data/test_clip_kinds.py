@@ -43,7 +43,7 @@ def write_late(path, shift):
     return path
 
 
-def test_a_matroska_that_begins_late_is_not_short(tmp_path):
+def test_matroska_that_begins_late_is_not_short(tmp_path):
     path = write_late(tmp_path / "a.mkv", 5.0)
     assert probe(path).traits == open_video(path).traits == ()
 
@@ -65,7 +65,7 @@ def test_pixels_that_are_not_square_are_a_remark(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_an_animated_reference_is_a_remark(tmp_path, name):
+def test_animated_reference_is_a_remark(tmp_path, name):
     images = [Image.fromarray(frame) for frame in numbered(3)]
     images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=60)
     assert image_traits(tmp_path / name) == ("pictures",)
@@ -84,7 +84,7 @@ def test_pictures_that_a_folder_ignores_are_counted(tmp_path):
     assert "3 (.gif, .jp2, .tga)" in remarks_on([trait])[0]
 
 
-def test_a_raw_motion_jpeg_stream_is_read(tmp_path):
+def test_raw_motion_jpeg_stream_is_read(tmp_path):
     path = write_as(tmp_path / "a.mjpeg", "mjpeg", {}, 12, pix_fmt="yuvj420p")
     clip = open_video(path)
     assert probe(path).num_frames == clip.num_frames == len(clip.read(range(12))) == 12
@@ -93,7 +93,7 @@ def test_a_raw_motion_jpeg_stream_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("values", [np.uint8([0, 1]), np.uint16([0, 255])])
-def test_a_soft_mask_of_zero_and_one_is_refused(tmp_path, values):
+def test_soft_mask_of_zero_and_one_is_rejected(tmp_path, values):
     Image.fromarray(np.tile(values, (32, 24))).save(tmp_path / "m.png")
     clip = write_clip(tmp_path / "v.mp4", 9, height=32, width=48)
     size = {"num_frames": 9, "height": 32, "width": 48}

@@ -98,22 +98,22 @@ def assert_follows(path, trait):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif"])
-def test_a_moving_mask_of_labels_is_white_but_for_index_0(tmp_path, name):
+def test_moving_mask_of_labels_is_white_but_for_index_0(tmp_path, name):
     assert_follows(write_moving(tmp_path / name, palette_image), "labels")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
-def test_a_moving_mask_of_alpha_alone_is_read_by_alpha(tmp_path, name):
+def test_moving_mask_of_alpha_alone_is_read_by_alpha(tmp_path, name):
     assert_follows(write_moving(tmp_path / name, alpha_image), "by alpha")
 
 
-def test_a_mov_mask_of_alpha_alone_is_read_by_alpha(tmp_path):
+def test_mov_mask_of_alpha_alone_is_read_by_alpha(tmp_path):
     frames = [np.asarray(alpha_image(np.roll(HALF, shift, 1))) for shift in SHIFTS]
     assert_follows(write_frames(tmp_path / "a.mov", "png", "rgba", frames, "rgba"), "by alpha")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.mov"])
-def test_a_moving_mask_that_is_black_and_opaque_is_black(tmp_path, name):
+def test_moving_mask_that_is_black_and_opaque_is_black(tmp_path, name):
     frames = [np.array(alpha_image(np.ones_like(HALF))) for _ in range(2)]
     path = tmp_path / name
     if name == "a.mov":
@@ -126,7 +126,7 @@ def test_a_moving_mask_that_is_black_and_opaque_is_black(tmp_path, name):
     assert "by alpha" not in probe(path, mask=True).traits
 
 
-def test_a_gray_gif_mask_is_read_by_its_brightness(tmp_path):
+def test_gray_gif_mask_is_read_by_its_brightness(tmp_path):
     path = write_moving(tmp_path / "a.gif", lambda values: Image.fromarray(values * 255))
     clip = open_video(path, mask=True)
     assert np.array_equal(brightness(clip.read([1]))[0], np.roll(HALF, 8, 1) * 255)
@@ -135,7 +135,7 @@ def test_a_gray_gif_mask_is_read_by_its_brightness(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "ground"), [(False, 255), (True, 0)])
-def test_transparent_pixels_of_a_gif_lie_on_the_background(tmp_path, mask, ground):
+def test_transparent_pixels_of_a_gif_show_the_background(tmp_path, mask, ground):
     images = []
     for shift in (0, 8):
         values = np.roll(HALF, shift, 1)

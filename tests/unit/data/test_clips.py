@@ -68,7 +68,7 @@ def same_everywhere(path, reader="av"):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["drone.mp4", "drone.mkv"])
-def test_a_still_picture_in_front_is_not_the_clip(tmp_path, reader, name):
+def test_still_picture_in_front_is_not_the_clip(tmp_path, reader, name):
     path = with_cover(tmp_path / name)
     clip = same_everywhere(path, reader)
     assert numbers_of(clip.read(range(12))) == list(range(12))
@@ -87,7 +87,7 @@ def test_joined_transport_streams_play_in_sequence(tmp_path, reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_stream_that_begins_inside_a_group_starts_at_a_key(tmp_path, reader):
+def test_stream_that_begins_inside_a_group_starts_at_a_key(tmp_path, reader):
     whole = write_as(tmp_path / "a.ts", "libx264", {"x264-params": "keyint=8:bframes=0"}, 30).read_bytes()
     place = next(p for p in range(12 * 188, len(whole), 188))
     (tmp_path / "cut.ts").write_bytes(whole[place:])
@@ -98,7 +98,7 @@ def test_a_stream_that_begins_inside_a_group_starts_at_a_key(tmp_path, reader):
 
 
 @pytest.mark.parametrize("count", [12, 16])
-def test_a_change_of_size_is_refused_with_frame_and_sizes(tmp_path, count):
+def test_change_of_size_is_rejected_with_frame_and_sizes(tmp_path, count):
     one = write_as(tmp_path / "a.ts", "libx264", {}, count, height=64, width=96).read_bytes()
     two = write_as(tmp_path / "b.ts", "libx264", {}, count, height=96, width=64).read_bytes()
     path = tmp_path / "two.ts"
@@ -110,7 +110,7 @@ def test_a_change_of_size_is_refused_with_frame_and_sizes(tmp_path, count):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_change_of_size_in_an_mp4_is_refused(tmp_path, reader):
+def test_change_of_size_in_an_mp4_is_rejected(tmp_path, reader):
     """As `ffmpeg -f concat -c copy` writes it: the new parameters come as side data."""
     big = write_as(tmp_path / "a.ts", "libx264", {"x264-params": "keyint=8"}, 20, height=64, width=96)
     small = write_as(tmp_path / "b.ts", "libx264", {"x264-params": "keyint=8"}, 20, height=96, width=64)
@@ -164,7 +164,7 @@ def test_mirrored_clips_equal_what_ffmpeg_shows(tmp_path, kind):
     assert np.array_equal(np.frombuffer(shown, np.uint8).reshape(frames.shape), frames)
 
 
-def test_transparent_pixels_of_a_clip_lie_on_the_background(tmp_path):
+def test_transparent_pixels_of_a_clip_show_the_background(tmp_path):
     picture = np.zeros((64, 64, 4), np.uint8)
     picture[:, :32] = (0, 0, 255, 255)
     with av.open(str(tmp_path / "a.mov"), "w") as container:
@@ -183,7 +183,7 @@ def test_raw_h264_is_read_by_place_and_remarked(tmp_path):
     assert "untimed" in clip.traits
 
 
-def test_an_image_with_a_video_name_is_named(tmp_path):
+def test_image_with_a_video_name_is_named(tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     path = (tmp_path / "a.png").rename(tmp_path / "a.mp4")
     for look in (probe, open_video):
@@ -200,7 +200,7 @@ def test_only_clips_that_are_read_otherwise_have_other_keys(tmp_path):
     assert content_in_slot("src_video_mask", "abc|alpha,labels") == "abc|alpha,labels"
 
 
-def test_an_old_av_is_one_line_with_the_command(monkeypatch):
+def test_old_av_is_one_line_with_the_command(monkeypatch):
     check_av_version()
     monkeypatch.setattr(metadata, "version", lambda name: "14.0.1")
     with raises(ConfigError, "14.0.1", "av>=17"):
@@ -214,7 +214,7 @@ def rows(folder, masks):
     return path
 
 
-def test_masks_of_zero_and_one_are_refused_by_the_check(tmp_path):
+def test_masks_of_zero_and_one_are_rejected_by_the_check(tmp_path):
     Image.fromarray(np.eye(48, 64, dtype=np.uint8)).save(tmp_path / "m.png")
     with raises(DataError, 1, 255):
         check_dataset(rows(tmp_path, ["m.png"]), VideoConfig(num_frames=9), workers=0)
@@ -226,13 +226,13 @@ def test_16_bit_masks_of_8_bit_values_fail_the_check(tmp_path):
         check_dataset(rows(tmp_path, ["m.png"]), VideoConfig(num_frames=9), workers=0)
 
 
-def test_an_opaque_black_mask_is_a_remark_of_the_check(tmp_path):
+def test_opaque_black_mask_is_a_remark_of_the_check(tmp_path):
     Image.new("RGBA", (64, 48), (0, 0, 0, 255)).save(tmp_path / "m.png")
     report = check_manifest(scan_manifest(rows(tmp_path, ["m.png"])), VideoConfig(), workers=0)
     assert re.search(r"\b1 clip with .*\bwhite nowhere\b", report.summary())
 
 
-def test_a_mask_without_white_is_a_remark_with_a_count(tmp_path):
+def test_mask_without_white_is_a_remark_with_a_count(tmp_path):
     for name, value in (("gray.png", 127), ("white.png", 255)):
         Image.new("L", (64, 48), value).save(tmp_path / name)
     write_as(tmp_path / "red.mp4", "libx264", {}, 9)

@@ -9,13 +9,13 @@ def remember(index, path):
     index.add({path: (signature_of(path), digest_of(path))})
 
 
-def test_the_hash_is_of_bytes_not_of_names(tmp_path):
+def test_hash_is_of_bytes_not_of_names(tmp_path):
     for name, data in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(data)
     assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b") != digest_of(tmp_path / "c")
 
 
-def test_a_folder_is_its_files_names_and_bytes(tmp_path):
+def test_folder_is_its_files_names_and_bytes(tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     (masks / "0.png").write_bytes(b"0")
@@ -29,7 +29,7 @@ def test_a_folder_is_its_files_names_and_bytes(tmp_path):
     assert len(set(seen)) == 4
 
 
-def test_a_known_file_is_not_known_any_more_once_it_changed(tmp_path):
+def test_known_file_is_not_known_any_more_once_it_changed(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"one")
     index = ContentIndex(tmp_path / "state")
@@ -52,7 +52,7 @@ def test_every_rank_writes_its_own_file_and_reads_all(tmp_path):
     assert all(everyone.get(tmp_path / f"{rank}.mp4") for rank in range(3))
 
 
-def test_a_line_that_was_cut_by_a_kill_is_ignored(tmp_path):
+def test_line_that_was_cut_by_a_kill_is_ignored(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"one")
     remember(ContentIndex(tmp_path / "state"), path)

@@ -117,14 +117,14 @@ def test_published_extraction_file_parses(read):
         assert sum(f"{key}: accepted, unused: " in note for note in notes) == 1, key
 
 
-def test_the_published_feature_file_parses(read):
+def test_published_feature_file_parses(read):
     config = read(published_features())
     assert isinstance(config.dataset_param, FeatureDatasetConfig)
     assert config.dataset_param.basic_parameters.data_folder == "f"
     assert config.dataloader_param.drop_last
 
 
-def test_a_config_that_was_written_into_a_job_reads_back_equal(read):
+def test_config_that_was_written_into_a_job_reads_back_equal(read):
     for values in (PUBLISHED, published_features()):
         config = read(values)
         assert DataConfig.model_validate(json.loads(config.model_dump_json())) == config
@@ -183,13 +183,13 @@ def test_clip_policy_is_read_from_either_spelling():
         ),
     ],
 )
-def test_wrong_value_is_refused_with_address_and_fix(read, path, value, facts):
+def test_wrong_value_is_rejected_with_address_and_fix(read, path, value, facts):
     with raises(ConfigError, *facts) as error:
         read(changed(path, value))
     assert value == "features" or "data.json:" in error.value.where
 
 
-def test_an_outside_dataset_is_one_class_and_one_line(read):
+def test_outside_dataset_is_one_class_and_one_line(read):
     class Mine(Config):
         dataset_type: str = "mine"
         shelf: str

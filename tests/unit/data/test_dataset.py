@@ -69,7 +69,7 @@ def test_published_features_are_found_in_the_data_folder(tmp_path):
     assert dataset[0].prompt_embeds[0].shape == (5, 8)
 
 
-def test_the_null_prompt_lies_beside_the_list_or_is_none(tmp_path):
+def test_null_prompt_is_next_to_the_list_or_none(tmp_path):
     rows = [write(tmp_path, "a")]
     assert listed(tmp_path, rows).null_prompt is None
     write_null_prompt(tmp_path / "null_prompt.safetensors", torch.ones(1, 8), "t5")
@@ -102,13 +102,13 @@ def test_errors_name_the_row(tmp_path):
         ('{"file": "a.pt", "num_refs": "1"}\n', "data.jsonl[0].num_refs"),
     ],
 )
-def test_a_list_that_is_none_is_refused(tmp_path, text, fact):
+def test_invalid_list_is_rejected(tmp_path, text, fact):
     (tmp_path / "data.jsonl").write_text(text)
     with raises(DataError, fact):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "data.jsonl")}))
 
 
-def test_a_missing_list_says_who_writes_it(tmp_path):
+def test_missing_list_names_its_writer(tmp_path):
     with raises(DataError, "no.jsonl", "feature extraction"):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "no.jsonl")}))
 
@@ -167,7 +167,7 @@ def test_header_check_names_row_file_and_fact(tmp_path, row, sizes, facts):
 @pytest.mark.parametrize(
     ("sizes", "facts"), [((9, 512), (8, 9)), ((8, 4), (5, 4)), ((8, 512), ("num_refs", 1, 0))]
 )
-def test_pt_is_judged_by_the_same_sizes_when_it_is_read(tmp_path, sizes, facts):
+def test_pt_is_checked_by_the_same_sizes_when_it_is_read(tmp_path, sizes, facts):
     published = {
         "video": torch.zeros(16, 2, 4, 6),
         "vace_context": torch.ones(96, 2, 4, 6),
@@ -193,7 +193,7 @@ def test_fifo_as_null_prompt_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("sizes", "facts"), [((9, 512), (8, 9)), ((8, 3), (4, 3))])
-def test_null_prompt_of_other_sizes_is_refused(tmp_path, sizes, facts):
+def test_null_prompt_of_other_sizes_is_rejected(tmp_path, sizes, facts):
     dataset = listed(tmp_path, [write(tmp_path, "a")])
     write_null_prompt(tmp_path / "null_prompt.safetensors", torch.ones(4, 8), "t5")
     with raises(DataError, *facts, where=tmp_path / "null_prompt.safetensors"):
@@ -213,7 +213,7 @@ def test_flag_and_key_leave_checksums_out(tmp_path):
     assert FeatureDataset(config)[0].key == "a"
 
 
-def test_a_caption_with_a_line_separator_does_not_split_a_row(tmp_path):
+def test_caption_with_a_line_separator_does_not_split_a_row(tmp_path):
     row = write(tmp_path, "a") | {"cap": "one\u2028two\x85three"}
     text = json.dumps(row, ensure_ascii=False) + "\n"
     (tmp_path / "data.jsonl").write_text("\ufeff" + text, encoding="utf-8")
@@ -221,13 +221,13 @@ def test_a_caption_with_a_line_separator_does_not_split_a_row(tmp_path):
     assert len(FeatureDataset(FeatureDatasetConfig(basic_parameters=source))) == 1
 
 
-def test_a_csv_of_clips_is_no_list_of_features(tmp_path):
+def test_csv_of_clips_is_not_a_list_of_features(tmp_path):
     (tmp_path / "metadata.csv").write_text("video,prompt\n")
     with raises(DataError, "extract"):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "metadata.csv")}))
 
 
 @pytest.mark.parametrize("file", ["a\0b.safetensors", "x" * 300 + ".safetensors"])
-def test_a_feature_path_that_cannot_exist_names_its_row(tmp_path, file):
+def test_feature_path_that_cannot_exist_names_its_row(tmp_path, file):
     with raises(DataError, "data.jsonl[0]"):
         listed(tmp_path, [{"file": file, "shape": [2, 4, 6], "num_refs": 0}])[0]

@@ -42,7 +42,7 @@ def path(tmp_path):
     return tmp_path / "features" / "k0.safetensors"
 
 
-def test_a_feature_comes_back_as_it_was_written_in_bf16(path):
+def test_feature_comes_back_as_it_was_written_in_bf16(path):
     written = record(captions=12)
     write_feature(path, written, {"fps": "16", "captions": '["红"]'})
     found = read_feature(path)
@@ -86,7 +86,7 @@ def test_equal_features_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_that_was_cut_or_never_finished_is_refused(path):
+def test_file_that_was_cut_or_never_finished_is_rejected(path):
     write_feature(path, record(), {})
     assert is_complete(path)
     whole = path.read_bytes()
@@ -97,7 +97,7 @@ def test_a_file_that_was_cut_or_never_finished_is_refused(path):
             read_feature(path)
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
+def test_interrupted_write_leaves_the_old_file_and_no_rubbish(path, monkeypatch):
     write_feature(path, record(), {})
     before = path.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
@@ -118,7 +118,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(path, monkeypat
         ({"num_refs": 3}, ("num_refs", 3)),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(path, changes, facts):
+def test_shapes_that_do_not_belong_together_are_rejected(path, changes, facts):
     write_feature(path, replace(record(), **changes), {})
     for read in (read_feature, read_info):
         with raises(DataError, *facts, where=path):
@@ -127,7 +127,7 @@ def test_shapes_that_do_not_belong_together_are_refused(path, changes, facts):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -20000.0])
 @pytest.mark.parametrize("name", ["video", "vace_context", "prompt_ids", "prompt_ids.1"])
-def test_values_that_no_feature_has_are_refused(path, name, value):
+def test_values_that_no_feature_has_are_rejected(path, name, value):
     made = record(captions=2)
     tensors = {"video": made.latents, "vace_context": made.vace_context}
     tensors |= {"prompt_ids": made.prompt_embeds[0], "prompt_ids.1": made.prompt_embeds[1]}
@@ -153,7 +153,7 @@ def test_nan_is_found_in_any_place_and_dtype(path, size):
 @pytest.mark.parametrize(
     "name", ["prompt_ids.x", "prompt_ids.3", "prompt_ids.01", "prompt_ids." + "9" * 5000]
 )
-def test_prompt_without_a_place_among_the_captions_is_refused(path, name):
+def test_prompt_without_a_place_among_the_captions_is_rejected(path, name):
     made = record()
     tensors = {"video": made.latents, "vace_context": made.vace_context, "prompt_ids": made.prompt_embeds[0]}
     write_packed(path, {**tensors, name: made.prompt_embeds[0].clone()}, {"num_refs": "1"})
@@ -199,7 +199,7 @@ def test_published_pt_is_read_without_padding(tmp_path, batched):
     assert read_info(path).shape == (4, 4, 6)
 
 
-def test_a_pt_with_something_missing_or_misshapen_is_refused(tmp_path):
+def test_pt_with_something_missing_or_misshapen_is_rejected(tmp_path):
     torch.save({"video": torch.zeros(16, 1, 2, 2)}, tmp_path / "a.pt")
     with raises(DataError, "prompt_ids, prompt_mask, vace_context", where=tmp_path / "a.pt"):
         read_feature(tmp_path / "a.pt")
@@ -240,7 +240,7 @@ def test_pt_with_unusual_tensors_is_one_line(tmp_path, name, kind):
         [0.5] * 16,
     ],
 )
-def test_pt_mask_that_is_not_padded_on_the_right_is_refused(tmp_path, mask):
+def test_pt_mask_that_is_not_padded_on_the_right_is_rejected(tmp_path, mask):
     published(tmp_path / "x.pt", prompt_mask=torch.tensor([mask]))
     with raises(DataError, "prompt_mask", where=tmp_path / "x.pt"):
         read_feature(tmp_path / "x.pt")
@@ -252,7 +252,7 @@ def test_pt_mask_of_any_dtype_is_read(tmp_path, dtype):
     assert len(read_feature(tmp_path / "x.pt").prompt_embeds[0]) == 3
 
 
-def test_pt_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
+def test_pt_that_unpacks_to_more_than_it_holds_is_rejected(tmp_path):
     published(tmp_path / "x.pt")
     with (
         zipfile.ZipFile(tmp_path / "x.pt") as source,
@@ -266,7 +266,7 @@ def test_pt_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["bit", "empty", "fifo"])
-def test_a_damaged_pt_is_refused(tmp_path, damage):
+def test_damaged_pt_is_rejected(tmp_path, damage):
     path = tmp_path / "a.pt"
     published(path)
     data = bytearray(path.read_bytes())
@@ -304,7 +304,7 @@ def test_pt_without_checksums_is_read(tmp_path):
     assert torch.equal(found.vace_context, source.vace_context)
 
 
-def test_a_feature_with_nan_is_refused(tmp_path):
+def test_feature_with_nan_is_rejected(tmp_path):
     latents = torch.zeros(16, 3, 4, 6)
     latents[0, 1, 2, 3] = float("nan")
     published(tmp_path / "a.pt", video=latents)
@@ -317,7 +317,7 @@ class Forged:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-def test_pt_with_code_is_refused_and_not_run(tmp_path):
+def test_pt_with_code_is_rejected_and_not_run(tmp_path):
     torch.save({"video": Forged()}, tmp_path / "forged.pt")
     with raises(DataError, where=tmp_path / "forged.pt"):
         read_feature(tmp_path / "forged.pt")
@@ -326,7 +326,7 @@ def test_pt_with_code_is_refused_and_not_run(tmp_path):
         read_feature(tmp_path / "bare.pt")
 
 
-def test_the_null_prompt_comes_back(tmp_path):
+def test_null_prompt_comes_back(tmp_path):
     embeds = torch.randn(1, 8)
     write_null_prompt(tmp_path / "null_prompt.safetensors", embeds, "fingerprint")
     assert torch.equal(read_null_prompt(tmp_path / "null_prompt.safetensors"), embeds.bfloat16())
@@ -345,21 +345,21 @@ def test_the_null_prompt_comes_back(tmp_path):
     ],
     ids=["nan", "inf", "huge", "fp8", "int", "width", "axes"],
 )
-def test_a_malformed_null_prompt_is_refused(path, embeds):
+def test_malformed_null_prompt_is_rejected(path, embeds):
     write_packed(path, {"prompt_ids": embeds}, {})
     with raises(DataError, "prompt_ids", where=path):
         read_null_prompt(path)
 
 
 @pytest.mark.parametrize("raw", [b"", b"PK", b"text"])
-def test_a_damaged_pt_gives_a_reason_of_our_own(tmp_path, raw):
+def test_damaged_pt_gives_our_own_reason(tmp_path, raw):
     (tmp_path / "x.pt").write_bytes(raw)
     with raises(DataError, where=tmp_path / "x.pt") as caught:
         read_feature(tmp_path / "x.pt")
     assert "weights_only" not in str(caught.value)
 
 
-def test_a_fifo_as_a_feature_ends_at_once(tmp_path):
+def test_fifo_as_a_feature_ends_immediately(tmp_path):
     os.mkfifo(tmp_path / "x.pt")
     with raises(DataError, "FIFO"):
         read_feature(tmp_path / "x.pt")

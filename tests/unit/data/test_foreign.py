@@ -103,7 +103,7 @@ def test_folders_of_clips_and_texts_are_read(folder: Path, tmp_path: Path) -> No
         read_manifest(folder)
 
 
-def test_a_folder_of_other_containers_is_read(folder: Path) -> None:
+def test_folder_of_other_containers_is_read(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     for name in ("a.ts", "b.MPG", "c.flv"):
@@ -125,7 +125,7 @@ def test_four_folders_are_read(folder: Path, clip: Path) -> None:
     assert (two.src_video, two.src_mask) == (None, None)
 
 
-def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
+def test_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
     with raises(DataError, "no clips", ".txt", where=tmp_path):
         scan_manifest(tmp_path)
 
@@ -176,7 +176,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("source", ["data.json", ".", "link.json"])
-def test_import_refuses_to_overwrite_its_list(
+def test_import_rejects_to_overwrite_its_list(
     folder: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     (folder / "data.json").write_text(json.dumps(DIFFSYNTH))
@@ -187,7 +187,7 @@ def test_import_refuses_to_overwrite_its_list(
     assert json.loads((folder / "data.json").read_text()) == DIFFSYNTH
 
 
-def test_a_second_import_beside_the_clips_says_what_to_do(
+def test_second_import_next_to_the_clips_says_what_to_do(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(clip, tmp_path / "a.mp4")
@@ -205,7 +205,7 @@ def test_a_second_import_beside_the_clips_says_what_to_do(
     assert "a clip" in (tmp_path / "data.json").read_text()
 
 
-def test_import_refuses_to_overwrite_a_caption(
+def test_import_rejects_to_overwrite_a_caption(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caption = tmp_path / "sub" / "data.txt"
@@ -232,7 +232,7 @@ def test_import_through_a_link_writes_paths_that_are_found(clip: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["o,2b", "o\n2b"])
-def test_import_refuses_an_out_that_data_txt_cannot_hold(
+def test_import_rejects_an_out_that_data_txt_cannot_hold(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (folder / "metadata.csv").write_text(as_csv(DIFFSYNTH))

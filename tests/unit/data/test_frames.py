@@ -31,7 +31,7 @@ def test_long_clip_gives_exactly_num_frames(count, kept, policy):
     assert choice.fps == 16
 
 
-def test_a_24_fps_clip_is_sampled_by_time():
+def test_24_fps_clip_is_sampled_by_time():
     choice = chosen(200, fps=24.0)
     assert choice.indices == tuple(i * 24 // 16 for i in range(81))
 
@@ -40,14 +40,14 @@ def test_slow_clip_repeats_frames():
     assert chosen(41, fps=8.0).indices == tuple(i // 2 for i in range(81))
 
 
-def test_a_variable_rate_is_sampled_by_what_is_on_screen():
+def test_variable_rate_is_sampled_by_what_is_on_screen():
     choice = choose_frames([0, 0.01, 0.02, 0.3, 0.31], duration=0.4, num_frames=5, fps=10)
     assert choice.indices == (0,)  # four moments, of which 4k+1 = 1 is kept
     choice = choose_frames([0, 0.01, 0.02, 0.3, 0.31], duration=0.5, num_frames=5, fps=10)
     assert choice.indices == (0, 2, 2, 3, 4)
 
 
-def test_time_stamps_in_milliseconds_lose_no_frame():
+def test_timestamps_in_milliseconds_lose_no_frame():
     rounded = [round(i / 16, 3) for i in range(81)]  # Matroska
     assert choose_frames(rounded, duration=5.063, num_frames=81, fps=16).indices == tuple(range(81))
 
@@ -60,7 +60,7 @@ def test_time_stamps_in_milliseconds_lose_no_frame():
         ("resample", [0, 0, 1, 1, 2, 3, 3, 4, 5]),
     ],
 )
-def test_a_short_clip_is_kept_padded_or_resampled(policy, indices):
+def test_short_clip_is_kept_padded_or_resampled(policy, indices):
     choice = chosen(6, num_frames=9, short_clip=policy)
     assert list(choice.indices) == indices
     assert choice.policy == policy
@@ -76,7 +76,7 @@ def test_long_clip_can_be_rejected():
         chosen(12, num_frames=9, long_clip="reject")
 
 
-def test_a_long_clip_can_be_resampled_over_its_whole_length():
+def test_long_clip_can_be_resampled_over_its_whole_length():
     choice = chosen(161, num_frames=81, long_clip="resample")
     assert choice.indices == tuple(range(0, 161, 2))
     assert choice.fps == pytest.approx(8)
@@ -117,7 +117,7 @@ def test_target_sizes(size, most, wanted):
 
 
 @given(height=st.integers(16, 4400), width=st.integers(16, 4400), most=st.integers(256, 2_000_000))
-def test_a_target_is_whole_tokens_and_within_the_bound(height, width, most):
+def test_target_is_whole_tokens_and_within_the_bound(height, width, most):
     rows, columns = target_size(height, width, most)
     assert rows % 16 == columns % 16 == 0
     assert min(rows, columns) >= 16
@@ -126,7 +126,7 @@ def test_a_target_is_whole_tokens_and_within_the_bound(height, width, most):
         assert rows / columns == pytest.approx(height / width, rel=0.35)
 
 
-def test_a_clip_smaller_than_a_token_is_an_error():
+def test_clip_smaller_than_a_token_is_an_error():
     with raises(DataError, "20x8", "16x16"):
         target_size(8, 20, 399360)
 
@@ -148,11 +148,11 @@ def test_streams_of_two_rates_go_by_time():
     assert align("src_video", clip(32, 16), clip(60, 30), choice) == tuple(range(17))
 
 
-def test_a_still_mask_holds_for_every_frame():
+def test_still_mask_holds_for_every_frame():
     assert align("src_video_mask", clip(1, timed=False), clip(40), chosen(40, num_frames=5)) == (0,) * 5
 
 
-def test_stream_that_ends_early_is_refused_with_both_counts():
+def test_stream_that_ends_early_is_rejected_with_both_counts():
     with raises(DataError, "src_video_mask", 40, 81):
         align("src_video_mask", clip(40), clip(81), chosen(81))
     with raises(DataError, 80, 81):

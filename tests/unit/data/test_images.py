@@ -63,7 +63,7 @@ def half():
     return values
 
 
-def test_a_palette_of_colours_holds_labels_in_a_mask(tmp_path, half):
+def test_palette_of_colours_holds_labels_in_a_mask(tmp_path, half):
     image = Image.fromarray(half).convert("P")
     image.putpalette([0, 0, 0, 128, 0, 0] + [0] * 750)
     image.save(tmp_path / "m.png")
@@ -71,7 +71,7 @@ def test_a_palette_of_colours_holds_labels_in_a_mask(tmp_path, half):
     assert read_image(tmp_path / "m.png")[0, -1].tolist() == [128, 0, 0]
 
 
-def test_a_palette_of_grays_is_read_by_brightness(tmp_path, half):
+def test_palette_of_grays_is_read_by_brightness(tmp_path, half):
     image = Image.fromarray(half).convert("P")
     image.putpalette([255, 255, 255, 0, 0, 0])  # as packers order it: white first
     image.save(tmp_path / "m.png")
@@ -89,7 +89,7 @@ def test_alpha_is_the_mask_when_it_is_all_there_is(tmp_path, half):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_an_opaque_black_mask_with_alpha_is_black(tmp_path, mode):
+def test_opaque_black_mask_with_alpha_is_black(tmp_path, mode):
     for place in range(2):
         Image.new("RGBA", (16, 16), (0, 0, 0, 255)).convert(mode).save(tmp_path / f"{place}.png")
     for path in (tmp_path, tmp_path / "0.png"):
@@ -99,7 +99,7 @@ def test_an_opaque_black_mask_with_alpha_is_black(tmp_path, mode):
 
 
 @pytest.mark.parametrize("highest", [1, 255, 300])
-def test_a_16_bit_mask_of_8_bit_values_is_refused(tmp_path, half, highest):
+def test_16_bit_mask_of_8_bit_values_is_rejected(tmp_path, half, highest):
     Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "0.png")
     Image.fromarray(half.astype(np.uint16) * highest).save(tmp_path / "1.png")
     for path in (tmp_path / "1.png", tmp_path):
@@ -108,7 +108,7 @@ def test_a_16_bit_mask_of_8_bit_values_is_refused(tmp_path, half, highest):
             binarize(read[..., 0], path)
 
 
-def test_a_16_bit_mask_of_0_and_65535_reads_as_written(tmp_path, half):
+def test_16_bit_mask_of_0_and_65535_reads_as_written(tmp_path, half):
     Image.fromarray(half.astype(np.uint16) * 65535).save(tmp_path / "m.png")
     mask = binarize(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png")
     assert mask[0, [0, -1]].tolist() == [0, 255]
@@ -116,7 +116,7 @@ def test_a_16_bit_mask_of_0_and_65535_reads_as_written(tmp_path, half):
     assert binarize(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png").max() == 0
 
 
-def test_a_flipped_bit_in_a_png_is_found(tmp_path):
+def test_flipped_bit_in_a_png_is_found(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[10:20] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path):
         read_mask(tmp_path / "mask.png")
 
 
-def test_an_image_above_the_limit_is_refused_before_decoding(tmp_path, monkeypatch):
+def test_image_above_the_limit_is_rejected_before_decoding(tmp_path, monkeypatch):
     Image.new("1", (13000, 13000)).save(tmp_path / "huge.png")
     assert (tmp_path / "huge.png").stat().st_size < 100_000
     with raises(DataError, "huge.png", "13000x13000", "MINDSPEED_MM_MAX_PIXELS"):
@@ -137,13 +137,13 @@ def test_an_image_above_the_limit_is_refused_before_decoding(tmp_path, monkeypat
         read_image(tmp_path / "huge.png")
 
 
-def test_a_large_jpeg_is_reduced_while_decoding(tmp_path, monkeypatch):
+def test_large_jpeg_is_reduced_while_decoding(tmp_path, monkeypatch):
     Image.new("RGB", (256, 128), (10, 200, 30)).save(tmp_path / "photo.jpg")
     monkeypatch.setenv("MINDSPEED_MM_MAX_PIXELS", "10000")
     assert read_image(tmp_path / "photo.jpg").shape == (64, 128, 3)
 
 
-def test_an_animated_webp_is_a_clip_with_a_clock(tmp_path):
+def test_animated_webp_is_a_clip_with_a_clock(tmp_path):
     frames = [Image.new("RGB", (32, 32), (value, 0, 0)) for value in (0, 120, 240)]
     path = tmp_path / "a.webp"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 50, 200], lossless=True)
@@ -154,7 +154,7 @@ def test_an_animated_webp_is_a_clip_with_a_clock(tmp_path):
     assert clip.read([2, 0])[:, 0, 0, 0].tolist() == [240, 0]
 
 
-def test_a_heic_image_names_what_reads_it(tmp_path):
+def test_heic_image_names_what_reads_it(tmp_path):
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
     try:
         import pillow_heif  # noqa: F401
@@ -164,7 +164,7 @@ def test_a_heic_image_names_what_reads_it(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-def test_a_fifo_is_refused_at_once(tmp_path):
+def test_fifo_is_rejected_immediately(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     for look in (open_video, probe, read_image):
         with raises(DataError, "a.mp4"):
@@ -183,7 +183,7 @@ def test_errors_while_decoding_name_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_mask_that_is_black_and_opaque_is_black(tmp_path, folder):
+def test_mask_that_is_black_and_opaque_is_black(tmp_path, folder):
     pixels = np.zeros((16, 16, 4), np.uint8)
     pixels[..., 3] = 255
     for name in ("1.png", "2.png"):
@@ -193,7 +193,7 @@ def test_a_mask_that_is_black_and_opaque_is_black(tmp_path, folder):
     assert clip.traits == ()
 
 
-def test_a_folder_of_alpha_masks_may_hold_opaque_frames(tmp_path):
+def test_folder_of_alpha_masks_may_hold_opaque_frames(tmp_path):
     for place, width in enumerate((16, 8)):
         pixels = np.zeros((16, 16, 4), np.uint8)
         pixels[:, :width, 3] = 255
@@ -227,7 +227,7 @@ def test_sixteen_bit_rgb_keeps_its_brightness(tmp_path):
 
 @pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
 @pytest.mark.parametrize("side", [32, 33])
-def test_png_that_lacks_rows_is_refused(tmp_path, side, interlaced):
+def test_png_that_lacks_rows_is_rejected(tmp_path, side, interlaced):
     path = tmp_path / "a.png"
     path.write_bytes(png_bytes(side, interlaced=interlaced))
     assert (read_image(path) == (0x80, 0x80, 0x90)).all()

@@ -41,7 +41,7 @@ def test_nothing_is_dropped_and_no_micro_batch_mixes_shapes(counts, micro, shuff
     assert seen == Counter(dict.fromkeys(range(len(shapes)), epochs * micro))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone():
+def test_order_is_a_function_of_seed_and_epoch_alone():
     straight = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
     forward = groups(straight, 30)
     jumping = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
@@ -74,7 +74,7 @@ def test_ranks_share_one_row_of_groups_whatever_their_number():
         )
 
 
-def test_a_sampler_resumes_where_the_consumed_samples_say():
+def test_sampler_resumes_where_the_consumed_samples_say():
     order = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
     whole, rest = iter(RankSampler(order, dp_rank=0, dp_size=1)), None
     first = [next(whole) for _ in range(9)]
@@ -89,7 +89,7 @@ def test_resume_position_must_divide_by_micro_batch():
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_far_group_is_found_at_once(micro):
+def test_far_group_is_found_immediately(micro):
     order = SampleOrder([0] * 3 + [1], micro_batch_size=micro, seed=1)
     near = [group for epoch in range(12) for group in order.epoch(epoch)]
     assert [order.group(index) for index in range(len(near))] == near
@@ -97,7 +97,7 @@ def test_far_group_is_found_at_once(micro):
     assert len(order.group(2**50)) == micro  # a walk through the epochs would not come back
 
 
-def test_an_empty_dataset_is_an_error():
+def test_empty_dataset_is_an_error():
     with raises(DataError, "empty"):
         SampleOrder([], micro_batch_size=1, seed=0)
 
@@ -117,7 +117,7 @@ def test_prompts_are_padded_with_zeros():
     assert batch.keys == ("clip0", "clip1")
 
 
-def test_a_caption_is_chosen_by_seed_and_sample_index():
+def test_caption_is_chosen_by_seed_and_sample_index():
     record = random_records(1, captions=3)[0]
     lengths = [len(Collate(seed=1).prompt(record, index)) for index in range(300)]
     assert lengths == [len(Collate(seed=1).prompt(record, index)) for index in range(300)]
@@ -163,7 +163,7 @@ def test_workers_read_the_same_batches_and_report_bad_files(workers):
     assert str(error.value) == "features/abc.safetensors: cut short"
 
 
-def test_a_batch_moves_as_a_whole():
+def test_batch_moves_as_a_whole():
     batch = Collate(seed=0).stack([(random_records(1)[0], 0)])
     moved = batch.to(torch.device("meta"))
     assert isinstance(moved, Batch)
@@ -171,7 +171,7 @@ def test_a_batch_moves_as_a_whole():
     assert moved.keys == batch.keys
 
 
-def test_a_batch_that_is_awaited_names_its_files():
+def test_batch_that_is_awaited_names_its_files():
     seen = []
 
     class Watched(type(random_records(0))):

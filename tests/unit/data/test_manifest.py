@@ -37,7 +37,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
-def test_a_full_row_and_a_bare_row_are_read(dataset, tmp_path, name):
+def test_full_row_and_a_bare_row_are_read(dataset, tmp_path, name):
     full, bare = read_manifest(dataset([FULL, {"video": "v.mp4", "cap": ["红", "b"]}], name))
     assert (full.video, full.src_video, full.src_mask) == tuple(
         tmp_path / f for f in ("v.mp4", "s.mp4", "m.png")
@@ -123,7 +123,7 @@ def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, facts
         read_manifest(dataset([row]))
 
 
-def test_half_a_character_in_a_caption_is_refused(dataset):
+def test_half_a_character_in_a_caption_is_rejected(dataset):
     with raises(DataError, "data.jsonl[0].cap", r"y\ud800"):
         read_manifest(dataset([{**FULL, "cap": ["x", "y\ud800"]}], "data.jsonl"))
 
@@ -154,7 +154,7 @@ def test_keys_of_other_tools_are_noted_once(dataset):
         ("/nowhere,data.json", ("data.txt:1", "/nowhere")),
     ],
 )
-def test_a_list_that_cannot_be_read_says_where(tmp_path, text, facts):
+def test_list_that_cannot_be_read_says_where(tmp_path, text, facts):
     (tmp_path / "data.txt").write_text(text)
     with raises(DataError, *facts):
         read_manifest(tmp_path / "data.txt")
@@ -169,7 +169,7 @@ def test_json_errors_have_line_and_column(tmp_path, text, fact):
         read_manifest(tmp_path / "data.json")
 
 
-def test_a_caption_keeps_characters_that_end_lines_elsewhere(dataset):
+def test_caption_keeps_characters_that_end_lines_elsewhere(dataset):
     caption = "one\u2028two\x85three\x0cfour"
     assert read_manifest(dataset([{"video": "v.mp4", "cap": caption}]))[0].captions == (caption,)
     path = dataset([{"video": "v.mp4", "cap": "x"}], "data.jsonl")
@@ -186,7 +186,7 @@ def test_another_encoding_is_named_in_every_list(tmp_path, data):
         read_manifest(tmp_path / data)
 
 
-def test_a_fifo_or_a_git_lfs_pointer_as_a_clip_is_a_bad_row(dataset, tmp_path):
+def test_fifo_or_a_git_lfs_pointer_as_a_clip_is_a_bad_row(dataset, tmp_path):
     path = dataset([{"video": "pipe", "cap": "x"}, {"video": "p.mp4", "cap": "x"}, FULL])
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "p.mp4").write_text(
@@ -198,7 +198,7 @@ def test_a_fifo_or_a_git_lfs_pointer_as_a_clip_is_a_bad_row(dataset, tmp_path):
     assert "2.5 MB" in found.problems[1].message
 
 
-def test_a_dataset_folder_reached_by_a_link_is_the_same_place(tmp_path):
+def test_dataset_folder_reached_by_a_link_is_the_same_place(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "v.mp4").touch()
     (tmp_path / "link").symlink_to("real")
@@ -211,7 +211,7 @@ def test_a_dataset_folder_reached_by_a_link_is_the_same_place(tmp_path):
 DIFFSYNTH = "video,prompt,vace_video,vace_video_mask,vace_reference_image\n"
 
 
-def test_the_metadata_csv_of_diffsynth_reads_as_a_dataset(tmp_path):
+def test_metadata_csv_of_diffsynth_reads_as_a_dataset(tmp_path):
     for name in ("v.mp4", "s.mp4", "m.mp4", "r.png"):
         (tmp_path / name).touch()
     rows = '\ufeffv.mp4,"a cat, and\na ""dog""",s.mp4,m.mp4,r.png\r\nv.mp4,plain\u2028text,,,\r\n'
@@ -229,7 +229,7 @@ def test_the_metadata_csv_of_diffsynth_reads_as_a_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter):
+def test_table_with_our_keys_and_several_references_reads(tmp_path, delimiter):
     for name in ("v.mp4", "a.png", "b.png"):
         (tmp_path / name).touch()
     lines = [["video", "cap", "src_ref_images"], ["v.mp4", "x, y", '\'["a.png", "b.png"]\'']]
@@ -246,14 +246,14 @@ def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter)
 @pytest.mark.parametrize(
     "header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n', "video,prompt\r"]
 )
-def test_a_table_of_another_name_says_so(tmp_path, name, header):
+def test_table_of_another_name_says_so(tmp_path, name, header):
     path = tmp_path / name
     path.write_text(header + "v.mp4,x\n", encoding="utf-8", newline="")
     with raises(DataError, name, "CSV", f"{Path(name).stem}.csv"):
         scan_manifest(path)
 
 
-def test_a_folder_called_video_is_no_table(tmp_path, monkeypatch):
+def test_folder_called_video_is_not_a_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "video").mkdir()
     (tmp_path / "video" / "v.mp4").touch()
@@ -274,7 +274,7 @@ def test_a_folder_called_video_is_no_table(tmp_path, monkeypatch):
         ("video,cap\n", "no rows"),
     ],
 )
-def test_a_broken_table_is_one_line_with_its_place(tmp_path, text, fact):
+def test_broken_table_is_one_line_with_its_place(tmp_path, text, fact):
     (tmp_path / "t.csv").write_text(text)
     with raises(DataError, fact):
         read_manifest(tmp_path / "t.csv")

@@ -158,7 +158,7 @@ def test_kept_latents_have_a_checksum(tmp_path):
         b"",
     ],
 )
-def test_header_that_is_none_is_one_line(tmp_path, raw):
+def test_invalid_header_is_one_line(tmp_path, raw):
     (tmp_path / "x.safetensors").write_bytes(raw)
     with raises(DataError, "x.safetensors"):
         read_header(tmp_path / "x.safetensors")
@@ -201,7 +201,7 @@ def odd(path, **changes):
         ({"num_refs": "9" * 5000}, ("num_refs",)),
     ],
 )
-def test_a_foreign_file_is_refused_by_its_header(tmp_path, changes, facts):
+def test_foreign_file_is_rejected_by_its_header(tmp_path, changes, facts):
     path = odd(tmp_path / "x.safetensors", **changes)
     for read in (read_info, read_feature):
         with raises(DataError, *facts, where=path):

@@ -54,7 +54,7 @@ def test_results_keep_the_order_and_hold_errors(num_workers):
     ]
 
 
-def test_a_crash_and_a_hang_cost_one_task_each():
+def test_crash_and_a_hang_cost_one_task_each():
     found = dict(outcomes(["a", "crash", "hang", "b", "c"], timeout=10.0))
     assert "(exit code -11)" in found["crash"]
     assert "10 s (--sample-timeout)" in found["hang"]

@@ -25,7 +25,7 @@ def strip(name="video", count=8, **changes):
     )
 
 
-def test_the_first_and_the_last_frame_are_always_shown():
+def test_first_and_the_last_frame_are_always_shown():
     assert spread(81, 8) == [0, 11, 23, 34, 46, 57, 69, 80]
     assert spread(3, 8) == [0, 1, 2]
     assert spread(10, 1) == [0]
@@ -54,7 +54,7 @@ def _starts(sheet, y):
     return framed and sheet[y + 3 : y + 20, x].max() < 20
 
 
-def test_margins_stay_empty_whatever_stands_on_the_sheet():
+def test_margins_stay_empty_for_any_sheet():
     long = "a very long caption that must be wrapped " * 12
     sheet = np.asarray(
         draw_sheet(
@@ -109,7 +109,7 @@ def test_characters_without_a_font_are_spelled_out_and_known(fonts):
     assert missing_characters("plain text") == ""
 
 
-def test_what_had_to_be_spelled_out_is_said_with_what_to_do(fonts, caplog, monkeypatch):
+def test_escaped_characters_are_reported_with_a_fix(fonts, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
     fonts()
     draw_sheet("t", [strip()], caption="一个红色的圆")
@@ -151,7 +151,7 @@ def test_fallback_font_keeps_character_positions(fonts, another, monkeypatch):
     assert missing_characters("red Qg moon") == "Qg"
 
 
-def test_a_font_can_be_named(another, monkeypatch):
+def test_font_can_be_named(another, monkeypatch):
     monkeypatch.setenv("MINDSPEED_MM_FONT", str(another))
     font_files._fallback_fonts.cache_clear()
     try:
@@ -187,6 +187,6 @@ def test_masks_are_enlarged_without_gray():
     }
 
 
-def test_a_caption_of_100_kb_is_cut_before_it_is_laid_out():
+def test_caption_of_100_kb_is_cut_before_it_is_laid_out():
     short, long = (draw_sheet("t", [strip()], caption="word " * count) for count in (400, 20_000))
     assert long.height <= short.height + 40

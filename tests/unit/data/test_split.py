@@ -75,7 +75,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_split_refuses_to_overwrite_a_source(
+def test_split_rejects_to_overwrite_a_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut_after_three(monkeypatch)

@@ -52,19 +52,19 @@ def test_pixels_are_uint8_over_127_5_minus_1():
     torch.testing.assert_close(to_tensor(frames).double(), wanted, atol=1e-7, rtol=0)
 
 
-def test_a_portrait_clip_stays_portrait_and_keeps_its_frames(tmp_path):
+def test_portrait_clip_stays_portrait_and_keeps_its_frames(tmp_path):
     sample = sample_of(video=write_clip(tmp_path / "v.mp4", 12, height=256, width=144))
     assert sample.video.shape == (3, 9, 144, 80)
     assert numbers(sample.video) == list(range(9))
     assert (sample.frame_policy, sample.fps) == ("trim", 16)
 
 
-def test_a_rotated_phone_video_becomes_a_portrait_sample(tmp_path):
+def test_rotated_phone_video_becomes_a_portrait_sample(tmp_path):
     path = turn(write_clip(tmp_path / "flat.mp4", 9, height=144, width=256), tmp_path / "phone.mp4", 90)
     assert sample_of(video=path).video.shape == (3, 9, 144, 80)
 
 
-def test_a_variable_rate_is_sampled_by_time(tmp_path):
+def test_variable_rate_is_sampled_by_time(tmp_path):
     path = write_variable(tmp_path / "v.mp4", [0, 20, 40, 60, 300, 320, 500, 520])
     sample = sample_of(VideoConfig(num_frames=5, max_hxw=12288, train_fps=10), video=path)
     assert numbers(sample.video) == [0, 3, 3, 4, 5]
@@ -82,7 +82,7 @@ def test_each_stream_is_resized_by_its_own_size(tmp_path):
     assert numbers(sample.src_mask.expand(3, -1, -1, -1) * 2 - 1) == list(range(9))
 
 
-def test_a_mask_is_binary_even_after_lossy_video(tmp_path):
+def test_mask_is_binary_even_after_lossy_video(tmp_path):
     soft = np.zeros((9, 96, 128, 3), np.uint8)
     soft[:, 20:70, 30:100] = 255
     video = write_clip(tmp_path / "v.mp4", 9)
@@ -101,7 +101,7 @@ def test_masks_are_resized_to_the_nearest_pixel():
     assert torch.equal(resized, wanted)
 
 
-def test_mask_of_zero_and_one_is_refused():
+def test_mask_of_zero_and_one_is_rejected():
     with raises(DataError, 0, 1, 255):
         load_mask(np.eye(32, dtype=np.uint8), num_frames=1, height=32, width=32)
 
@@ -112,7 +112,7 @@ def test_still_mask_applies_to_the_whole_clip(tmp_path):
     assert torch.equal(sample.src_mask, torch.tril(torch.ones(96, 128)).expand(1, 9, -1, -1))
 
 
-def test_a_folder_of_images_is_a_mask(tmp_path):
+def test_folder_of_images_is_a_mask(tmp_path):
     (tmp_path / "masks").mkdir()
     for i, frame in enumerate(numbered(9)):
         Image.fromarray(frame).save(tmp_path / "masks" / f"{i}.png")
@@ -130,7 +130,7 @@ def test_transparent_parts_of_a_mask_image_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(50, 100), (100, 50), (200, 300)])
-def test_a_reference_is_letterboxed_on_white(size):
+def test_reference_is_letterboxed_on_white(size):
     picture = np.random.default_rng(0).integers(0, 200, (*size, 3), dtype=np.uint8)
     canvas = load_reference(picture, 96, 128)
     scale = min(96 / size[0], 128 / size[1])
@@ -143,7 +143,7 @@ def test_a_reference_is_letterboxed_on_white(size):
     assert torch.equal(canvas, torch.ones(3, 1, 96, 128))
 
 
-def test_a_reference_of_the_right_size_is_not_touched():
+def test_reference_of_the_right_size_is_not_touched():
     picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     assert torch.equal(load_reference(picture, 96, 128), to_tensor(picture[None]))
 
@@ -180,7 +180,7 @@ def test_captions_and_names_may_be_in_any_script(tmp_path):
     assert numbers(sample.video) == list(range(5))
 
 
-def test_an_error_begins_with_the_rows_address(tmp_path):
+def test_error_begins_with_the_rows_address(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"\0" * 1000)
     with raises(DataError, "data.json[3]", "bad.mp4"):
         sample_of(video=tmp_path / "bad.mp4")

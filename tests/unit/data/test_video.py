@@ -86,7 +86,7 @@ def test_frames_of_a_variable_rate_have_their_own_times(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("degrees", "corner"), [(90, (0, 0)), (180, (0, 1)), (270, (1, 1))])
-def test_a_rotated_phone_video_is_read_upright(tmp_path, reader, degrees, corner):
+def test_rotated_phone_video_is_read_upright(tmp_path, reader, degrees, corner):
     path = turn(write_clip(tmp_path / "flat.mp4", 6, height=192, width=256), tmp_path / "phone.mp4", degrees)
     clip = open_video(path, reader)
     wanted = (192, 256) if degrees == 180 else (256, 192)
@@ -98,7 +98,7 @@ def test_a_rotated_phone_video_is_read_upright(tmp_path, reader, degrees, corner
     assert frame[y, x, 1] < 80
 
 
-def test_a_width_that_decord_stumbles_over_is_read_all_the_same(tmp_path):
+def test_width_that_decord_cannot_read_is_still_read(tmp_path):
     clip = open_video(write_clip(tmp_path / "small.mp4", 5, height=64, width=96), "decord")
     assert numbers_of(clip.read([4, 0])) == [4, 0]
 
@@ -134,7 +134,7 @@ def test_frames_that_an_edit_list_cuts_off_do_not_count(tmp_path, reader):
     assert clip.num_frames == 40 - 11
 
 
-def test_an_image_folder_is_read_in_the_order_of_its_numbers(tmp_path):
+def test_image_folder_is_read_in_the_order_of_its_numbers(tmp_path):
     for number in (1, 2, 10, 11):
         Image.fromarray(numbered(1, first=number)[0]).save(tmp_path / f"frame_{number}.png")
     (tmp_path / "notes.txt").write_text("no image")
@@ -163,7 +163,7 @@ def test_sixteen_bit_images_keep_their_brightness(tmp_path):
     assert read_image(tmp_path / "deep.png")[0, 0].tolist() == [128, 128, 128]
 
 
-def test_a_photo_that_was_taken_sideways_is_turned(tmp_path):
+def test_photo_that_was_taken_sideways_is_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
     Image.fromarray(numbered(1)[0]).save(tmp_path / "photo.jpg", exif=exif)
@@ -172,7 +172,7 @@ def test_a_photo_that_was_taken_sideways_is_turned(tmp_path):
 
 @pytest.mark.parametrize("fps", [16, 24, 30000 / 1001, 12.5])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_written_clip_plays_at_exactly_its_rate(tmp_path, fps, suffix):
+def test_written_clip_plays_at_exactly_its_rate(tmp_path, fps, suffix):
     import av
 
     write_video(tmp_path / f"clip{suffix}", numbered(12), fps)
@@ -189,7 +189,7 @@ def test_lossless_gives_back_every_bit_of_a_mask(tmp_path, name, size, reader):
     assert np.array_equal(clip.read(range(5)), frames)
 
 
-def test_a_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
+def test_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
     """By BT.601's formula, on colours that change from pixel to pixel.
 
     The rest of H.264 is lossless at quality 0.
@@ -207,7 +207,7 @@ def test_a_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
 @pytest.mark.parametrize(
     "size", [64, 720]
 )  # players take unmarked colours for BT.601 if small, for BT.709 if large
-def test_a_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
+def test_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
     import av
 
     frames = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
@@ -227,7 +227,7 @@ def test_odd_sizes_are_made_even_and_quality_costs_bytes(tmp_path):
     assert fine.stat().st_size > 2 * coarse.stat().st_size
 
 
-def test_a_clip_whose_frames_break_off_leaves_no_file(tmp_path):
+def test_clip_whose_frames_break_off_leaves_no_file(tmp_path):
     def frames():
         yield numbered(1)[0]
         raise RuntimeError("out of frames")
@@ -239,7 +239,7 @@ def test_a_clip_whose_frames_break_off_leaves_no_file(tmp_path):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["text", "empty", "missing", "truncated"])
-def test_a_file_without_video_is_an_error_with_its_path(tmp_path, reader, kind):
+def test_file_without_video_is_an_error_with_its_path(tmp_path, reader, kind):
     path = tmp_path / "bad.mp4"
     if kind == "text":
         path.write_text("I am a text\n" * 100)
@@ -263,7 +263,7 @@ def test_frames_behind_the_damage_are_an_error_and_not_made_up(tmp_path, reader)
         clip.read(range(clip.num_frames))
 
 
-def test_a_copy_that_broke_off_is_known_from_its_index_alone(tmp_path):
+def test_copy_that_broke_off_is_known_from_its_index_alone(tmp_path):
     whole = write_streamable(tmp_path / "whole.mp4").read_bytes()
     assert probe(tmp_path / "whole.mp4").num_frames == 40
     (tmp_path / "cut.mp4").write_bytes(whole[:-2000])
@@ -271,7 +271,7 @@ def test_a_copy_that_broke_off_is_known_from_its_index_alone(tmp_path):
         probe(tmp_path / "cut.mp4")
 
 
-def test_the_probe_agrees_with_the_readers(tmp_path):
+def test_probe_agrees_with_the_readers(tmp_path):
     for name, fps in (("a.mp4", 24), ("b.mkv", 16)):
         clip, info = open_video(write_clip(tmp_path / name, 30, fps)), probe(tmp_path / name)
         assert (info.num_frames, info.height, info.width) == (clip.num_frames, clip.height, clip.width)

@@ -42,7 +42,7 @@ ignored_modules:
 """
 
 
-def test_the_published_file_parses_and_says_what_it_does_not_use(tmp_path):
+def test_published_file_parses_and_says_what_it_does_not_use(tmp_path):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text(PUBLISHED)
     notes = []
@@ -51,7 +51,7 @@ def test_the_published_file_parses_and_says_what_it_does_not_use(tmp_path):
     assert any("cast_forward_inputs" in note and "937.5" not in note for note in notes)
 
 
-def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
+def test_misspelt_key_is_rejected_with_its_address(tmp_path):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text("reshard_after_foward: true\n")
     with raises(ConfigError, "fsdp2_config.yaml:reshard_after_foward"):
@@ -59,7 +59,7 @@ def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["yes", "true", "no"])
-def test_a_switch_is_no_sharding_size(tmp_path, word):
+def test_switch_is_not_a_sharding_size(tmp_path, word):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text(f"sharding_size: {word}\n")
     with raises(ConfigError, "fsdp2_config.yaml:sharding_size"):
@@ -83,12 +83,12 @@ def test_patterns_name_modules(pattern, found):
 
 
 @pytest.mark.parametrize("pattern", ["block.{*}", "blocks.{12}", "blocks", "vace_blocks.{*}.ffn"])
-def test_a_pattern_that_matches_nothing_is_an_error(pattern):
+def test_pattern_that_matches_nothing_is_an_error(pattern):
     with raises(ConfigError, pattern, where="fsdp2_config.yaml:recompute_modules"):
         match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
 
 
-def test_the_error_lists_what_exists():
+def test_error_lists_what_exists():
     names = [*NAMES, "text_embedding", "text_embedding.0", "text_embedding.2"]
     facts = ("'blocks.{12}'", "blocks.{0-9}, vace_blocks.{0-2}, head, text_embedding.{0-2}")
     with raises(ConfigError, *facts, where="fsdp2_config.yaml:recompute_modules"):
@@ -107,12 +107,12 @@ def test_pattern_of_an_absent_part_matches_nothing():
             match(pattern, trunk, "here", absent=absent)
 
 
-def test_a_malformed_set_is_an_error():
+def test_malformed_set_is_an_error():
     with raises(ConfigError, "{0:3}", 9999, "0-3,7"):
         match("blocks.{0:3}", NAMES, "here")
 
 
-def test_tensor_parallel_is_refused_with_advice():
+def test_tensor_parallel_is_rejected_with_advice():
     with raises(ConfigError, "--use-torch-fsdp2", "--context-parallel-size"):
         parse(ParallelConfig, {"tensor_model_parallel_size": 2}, "pretrain_vace.py")
     assert parse(ParallelConfig, {"tensor_model_parallel_size": 1}, "pretrain_vace.py")
@@ -133,7 +133,7 @@ def test_virtual_stages_need_stages():
         ({"context_parallel_algo": "hybrid_cp_algo", "ulysses_degree_in_cp": 4}, 4),
     ],
 )
-def test_the_algorithm_says_how_many_ranks_divide_heads(given, ulysses):
+def test_algorithm_says_how_many_ranks_divide_heads(given, ulysses):
     assert ParallelConfig(context_parallel_size=8, **given).ulysses_size == ulysses
 
 
@@ -145,7 +145,7 @@ def test_the_algorithm_says_how_many_ranks_divide_heads(given, ulysses):
         {"context_parallel_algo": "hybrid_cp_algo", "ulysses_degree_in_cp": 3},
     ],
 )
-def test_a_ring_between_groups_needs_a_size_that_divides(given):
+def test_ring_between_groups_needs_a_size_that_divides(given):
     with raises(ConfigError, "--ulysses-degree-in-cp"):
         parse(ParallelConfig, {"context_parallel_size": 4, **given}, "pretrain_vace.py")
 
@@ -166,7 +166,7 @@ def test_too_few_micro_batches_name_the_bubble(virtual, share):
     check_micro_batches(parallel, 4, 2)
 
 
-def test_a_recompute_method_without_its_number_is_refused():
+def test_recompute_method_without_its_number_is_rejected():
     with raises(ConfigError, "--recompute-num-layers"):
         parse(ParallelConfig, {"recompute_granularity": "full", "recompute_method": "block"}, "flags")
 

@@ -57,7 +57,7 @@ def test_offloaded_inputs_change_no_gradient(mode, trainable):
 
 
 @pytest.mark.parametrize("mode", [None, "full", "selective"])
-def test_a_compiled_block_computes_the_same(mode, monkeypatch):
+def test_compiled_block_computes_the_same(mode, monkeypatch):
     """Traced as for any device; without the last stage, which needs a compiler."""
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: whole(function, backend="aot_eager"))

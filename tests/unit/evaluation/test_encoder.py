@@ -63,7 +63,7 @@ def cut_weights(folder: Path, trace: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [write_pickle, write_code, cut_weights])
-def test_folder_of_another_runs_nothing_and_is_one_line(
+def test_folder_of_another_model_runs_nothing(
     folder: Path, damage: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = folder.parent / f"{folder.name}-trace"
@@ -76,7 +76,7 @@ def test_folder_of_another_runs_nothing_and_is_one_line(
     assert not trace.exists()
 
 
-def test_a_prompt_that_the_encoder_cuts_is_named(
+def test_prompt_that_the_encoder_cuts_is_named(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
@@ -100,7 +100,7 @@ def test_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
         Encoder(tmp_path)
 
 
-def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+def test_weights_that_are_not_finite_are_rejected(folder: Path) -> None:
     model = Dinov2Model.from_pretrained(folder)
     with torch.no_grad():
         model.layernorm.weight[:3] = torch.nan

@@ -50,7 +50,7 @@ def moving(count: int, step: int = 2, size: tuple[int, int] = (96, 96)) -> Pixel
     return np.stack([TEXTURE[: size[0], n * step : n * step + size[1]] for n in range(count)])
 
 
-def test_psnr_of_a_known_error_is_its_formula() -> None:
+def test_psnr_of_a_known_error_matches_its_formula() -> None:
     assert region_psnr([(flat([100]), flat([110]))]) == pytest.approx(20 * math.log10(255 / 10))
     assert region_psnr([(flat([100]), flat([100]))]) == 99
 
@@ -246,7 +246,7 @@ def test_kind_without_a_mask() -> None:
     ]
 
 
-def test_inputs_of_another_length_are_refused() -> None:
+def test_inputs_of_another_length_are_rejected() -> None:
     with raises(DataError, 3, 2, "src_video", where="clip"):
         Sample(name="clip", output=flat([1, 2]), src_video=flat([1, 2, 3]))
 

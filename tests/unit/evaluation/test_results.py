@@ -92,7 +92,7 @@ def test_our_results_come_with_what_the_model_was_given(runs: Path) -> None:
     np.testing.assert_array_equal(sample.truth, CLIP)
 
 
-def test_a_mask_is_read_as_the_model_reads_it(tmp_path: Path) -> None:
+def test_mask_is_read_as_the_model_reads_it(tmp_path: Path) -> None:
     write_run(tmp_path / "run", 4, "a")
     write_clip(tmp_path / "run/a/src_mask.mp4", MASK * np.array([1, 0, 0], np.uint8))  # red is black
     sample = read_sample(find_results(tmp_path / "run")[0])
@@ -120,7 +120,7 @@ def test_a_mask_is_read_as_the_model_reads_it(tmp_path: Path) -> None:
         ("task", "gray", "task"),
     ],
 )
-def test_settings_of_another_kind_are_refused(tmp_path: Path, key: str, value: Any, address: str) -> None:
+def test_settings_of_another_kind_are_rejected(tmp_path: Path, key: str, value: Any, address: str) -> None:
     path = tmp_path / "a.json"
     (tmp_path / "a.mp4").touch()
     path.write_text(json.dumps({"name": "a", "prompt": "x", key: value}))
@@ -183,7 +183,7 @@ def test_videos_without_settings_are_one_line(tmp_path: Path) -> None:
     assert "1 videos" in report.notes[0]
 
 
-def test_folder_without_videos_is_refused(tmp_path: Path) -> None:
+def test_folder_without_videos_is_rejected(tmp_path: Path) -> None:
     with raises(DataError, "no videos", where=tmp_path):
         find_results(tmp_path)
     with raises(DataError, "src_ref_image_1.png", where=tmp_path):
@@ -211,7 +211,7 @@ def test_groups_by_task_and_all_together(tmp_path: Path) -> None:
     assert means[ALL]["kept_psnr"].low is None
 
 
-def test_a_missing_network_is_a_note(tmp_path: Path) -> None:
+def test_missing_network_is_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, 4, "ab", task={"type": "depth", "annotators": "nowhere"})
     report = score_folder(tmp_path, all_metrics(("depth_error", "flicker")))
     assert all(list(sample.scores) == ["flicker"] for sample in report.samples)

@@ -23,14 +23,14 @@ def draw(indices: list[int], seed: int = 1) -> FlowSample:
     return sample_flow(latents(1).expand(len(indices), -1, -1, -1, -1), SCHEDULE, torch.tensor(indices), seed)
 
 
-def test_noisy_latents_lie_between_clip_and_noise():
+def test_noisy_latents_are_between_clip_and_noise():
     clean = latents(2)
     sample = sample_flow(clean, SCHEDULE, torch.tensor([3, 4]), seed=1)
     sigma = (sample.timestep / 1000).view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(sample.noisy, clean + sigma * sample.target)
 
 
-def test_draws_depend_on_seed_and_sample_index_alone():
+def test_draws_depend_only_on_seed_and_sample_index():
     together, apart = draw([10, 11]), draw([11])
     assert torch.equal(together.target[1], apart.target[0])
     assert torch.equal(together.timestep[1:], apart.timestep)
@@ -43,7 +43,7 @@ def test_every_sample_has_its_own_timestep_and_noise():
     assert not torch.equal(sample.target[0], sample.target[1])
 
 
-def test_places_are_uniform_over_the_experts_range():
+def test_indices_are_uniform_over_the_experts_range():
     schedule = build_schedule(ScheduleConfig(expert="high"))
     tiny = torch.zeros(1, 1, 1, 1, 1).expand(4000, -1, -1, -1, -1)
     timesteps = sample_flow(tiny, schedule, torch.arange(4000), seed=0).timestep
@@ -53,7 +53,7 @@ def test_places_are_uniform_over_the_experts_range():
     assert (counts - 1000).abs().max() < 120  # 4 standard deviations of a fair draw
 
 
-def test_the_noise_is_standard_normal():
+def test_noise_is_standard_normal():
     sample = sample_flow(torch.zeros(1, 16, 8, 16, 16), SCHEDULE, torch.tensor([0]), seed=5)
     assert abs(float(sample.target.mean())) < 0.03
     assert abs(float(sample.target.std()) - 1) < 0.03
@@ -92,7 +92,7 @@ def test_held_out_noise_is_fixed_per_clip():
     assert float(first.timestep) == float(SCHEDULE.timesteps[100])
 
 
-def test_a_keyed_generator_is_the_same_in_every_process():
+def test_keyed_generator_is_the_same_in_every_process():
     drawn = torch.randn(3, generator=keyed_generator(1234, 56))
     torch.testing.assert_close(drawn, torch.randn(3, generator=keyed_generator(1234, 56)))
     assert not torch.equal(drawn, torch.randn(3, generator=keyed_generator(1234, 57)))

@@ -57,7 +57,7 @@ def test_one_boundary_parts_the_experts_without_gap_or_overlap():
 
 
 @pytest.mark.parametrize(("expert", "mean"), [("high", 0.342), ("low", 1.470)])
-def test_the_bell_is_unfair_to_the_high_expert_unless_normalized(expert, mean):
+def test_bell_underweights_the_high_expert_unless_normalized(expert, mean):
     config = ScheduleConfig(expert=expert)
     span = slice(config.indices.start, config.indices.stop)
     assert build_schedule(config).weights[span].mean() == pytest.approx(mean, abs=5e-4)
@@ -86,7 +86,7 @@ def test_boundaries_that_agree_are_not_reported():
     )
 
 
-def test_a_middle_range_of_the_older_keys_is_kept_as_it_is():
+def test_middle_range_of_the_older_keys_is_kept_as_it_is():
     assert ScheduleConfig(min_timestep_boundary=0.2, max_timestep_boundary=0.6).indices == range(200, 600)
 
 
@@ -99,6 +99,6 @@ def test_a_middle_range_of_the_older_keys_is_kept_as_it_is():
         ({"boundary": 1.5}, ["m.json:boundary", "1.5"]),
     ],
 )
-def test_a_bad_diffusion_part_is_one_line_with_its_address(values, facts):
+def test_bad_diffusion_part_is_one_line_with_its_address(values, facts):
     with raises(ConfigError, *facts):
         parse(ScheduleConfig, json.loads(json.dumps(values)), "m.json")

@@ -49,7 +49,7 @@ def test_no_path_of_the_machine_is_in_the_file(tmp_path: Path):
     assert b"/home" not in path.read_bytes()
 
 
-def test_a_comment_changes_no_pixel(tmp_path: Path):
+def test_comment_changes_no_pixel(tmp_path: Path):
     plain = write_video(tmp_path / "a.mp4", FRAMES, 16)
     said = write_video(tmp_path / "b.mp4", FRAMES, 16, comment="x")
     assert (open_video(plain).read(range(5)) == open_video(said).read(range(5))).all()
@@ -60,7 +60,7 @@ def test_a_comment_changes_no_pixel(tmp_path: Path):
     "comment",
     ["", "a holiday", "{", "[]", '{"vace": 99, "prompt": "x"}', json.dumps({"vace": 1, "steps": -3})],
 )
-def test_a_video_without_settings_is_refused(comment: str, tmp_path: Path):
+def test_video_without_settings_is_rejected(comment: str, tmp_path: Path):
     path = write_video(tmp_path / "a.mp4", FRAMES, 16, comment=comment)
     with raises(DataError, where="a.mp4"):
         read_embedded(path)

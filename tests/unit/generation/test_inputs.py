@@ -24,7 +24,7 @@ def conditions(inputs, **values):
     return load_conditions(inputs, SamplingConfig(**{**SIZE, **values}))
 
 
-def test_a_clip_may_come_in_every_form(tmp_path):
+def test_clip_may_come_in_every_form(tmp_path):
     wanted = torch.from_numpy(CLIP).permute(3, 0, 1, 2).float() / 127.5 - 1
     path = write_video(tmp_path / "clip.mkv", CLIP, 16, lossless=True)
     forms = [path, str(path), CLIP, CLIP / 255.0, [Image.fromarray(frame) for frame in CLIP], wanted]
@@ -32,14 +32,14 @@ def test_a_clip_may_come_in_every_form(tmp_path):
         torch.testing.assert_close(conditions(Inputs(src_video=form)).src_video, wanted, atol=1e-6, rtol=0)
 
 
-def test_a_mask_may_come_in_every_form(tmp_path):
+def test_mask_may_come_in_every_form(tmp_path):
     wanted = torch.from_numpy(MASK).float()[None] / 255
     path = write_video(tmp_path / "mask.mkv", MASK[..., None].repeat(3, -1), 16, lossless=True)
     for form in (path, MASK, MASK > 0, [Image.fromarray(frame) for frame in MASK], wanted):
         assert torch.equal(conditions(Inputs(src_video=CLIP, src_mask=form)).src_mask, wanted)
 
 
-def test_a_reference_may_come_in_every_form(tmp_path):
+def test_reference_may_come_in_every_form(tmp_path):
     image = CLIP[0]
     Image.fromarray(image).save(tmp_path / "r.png")
     tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
@@ -56,7 +56,7 @@ def test_a_reference_may_come_in_every_form(tmp_path):
         torch.testing.assert_close(found, tensor[:, None], atol=1e-6, rtol=0)
 
 
-def test_a_still_mask_holds_for_the_whole_clip():
+def test_still_mask_holds_for_the_whole_clip():
     found = conditions(Inputs(src_video=CLIP, src_mask=Image.fromarray(MASK[0]))).src_mask
     assert torch.equal(found, torch.from_numpy(MASK[:1]).float()[None].expand(-1, 9, -1, -1) / 255)
 
@@ -81,7 +81,7 @@ def test_other_rate_length_and_size_are_noted(tmp_path):
 @pytest.mark.parametrize(
     ("value", "where"), [(0, "nowhere"), (255, "everywhere"), (100, "nowhere"), (200, "everywhere")]
 )
-def test_a_mask_of_one_value_is_a_note(tmp_path, value, where):
+def test_mask_of_one_value_is_a_note(tmp_path, value, where):
     Image.new("L", (48, 32), value).save(tmp_path / "m.png")
     array = np.full((9, 32, 48), value, np.uint8)
     for form in (tmp_path / "m.png", array, torch.from_numpy(array).float()[None] / 255):
@@ -100,7 +100,7 @@ def test_outpainting_notes_a_mask_of_one_value():
     assert any("white everywhere" in note for note in notes)
 
 
-def test_a_clip_that_fits_leaves_no_note():
+def test_clip_that_fits_leaves_no_note():
     assert conditions(Inputs(src_video=CLIP, src_mask=MASK)).notes == ()
 
 
@@ -139,7 +139,7 @@ def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(inputs, values, facts):
+def test_mismatch_is_rejected_in_one_line(inputs, values, facts):
     with raises(DataError, *facts) as caught:
         conditions(Inputs(**inputs), **values)
     assert "\n" not in str(caught.value)
@@ -155,13 +155,13 @@ def test_what_does_not_fit_is_refused_in_one_line(inputs, values, facts):
         ({"src_ref_images": ["r.png"] * 257}, "src_ref_images", 257),
     ],
 )
-def test_inputs_that_contradict_are_refused(inputs, where, fact):
+def test_inputs_that_contradict_are_rejected(inputs, where, fact):
     with raises(ConfigError, fact, where=where):
         conditions(Inputs(**inputs))
 
 
 @pytest.mark.parametrize(("policy", "last"), [("pad", 5), ("resample", 5)])
-def test_a_short_clip_is_filled_on_request(policy, last):
+def test_short_clip_is_filled_on_request(policy, last):
     found = conditions(Inputs(src_video=CLIP[:6]), short_clip=policy)
     wanted = conditions(Inputs(src_video=CLIP)).src_video[:, last]
     torch.testing.assert_close(found.src_video[:, -1], wanted)
@@ -187,7 +187,7 @@ def test_outpainting_keeps_the_middle():
     assert not found.src_video[..., :12].any()
 
 
-def test_a_soft_mask_stays_soft_on_request():
+def test_soft_mask_stays_soft_on_request():
     gray = np.full((9, 32, 48), 100, np.uint8)
     inputs = Inputs(src_video=CLIP, src_mask=gray)
     assert conditions(inputs).src_mask.max() == 0

@@ -94,7 +94,7 @@ def test_each_window_is_given_the_last_frames_of_the_one_before():
     assert made.frames.shape == (17, 32, 48, 3)
 
 
-def test_a_control_clip_and_its_mask_are_cut_along():
+def test_control_clip_and_its_mask_are_cut_along():
     fake, mask = Fake(), np.zeros((17, 32, 48), np.uint8)
     mask[:, 8:] = 255
     fake.run(request(Inputs(src_video=CLIP, src_mask=mask)))
@@ -105,7 +105,7 @@ def test_a_control_clip_and_its_mask_are_cut_along():
         np.testing.assert_array_equal(given.src_mask[0, fresh].numpy() * 255, mask[window.frames][fresh])
 
 
-def test_prompts_seeds_and_references_are_those_of_the_window():
+def test_prompts_seeds_and_references_match_the_window():
     fake = Fake()
     fake.run(
         request(
@@ -150,7 +150,7 @@ def test_stopped_run_resumes_with_the_next_window(tmp_path):
     ("damage", "fact"),
     [("shape", "[16, 2, 4, 6]"), ("references", "1 references"), ("dtype", "float16"), ("values", "NaN")],
 )
-def test_window_that_does_not_fit_is_made_again(tmp_path, monkeypatch, caplog, damage, fact):
+def test_window_that_does_not_fit_is_recreated(tmp_path, monkeypatch, caplog, damage, fact):
     monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
     store = WindowStore(tmp_path / "video1", identity([], {}))
     whole = Fake().run(request(), store)
@@ -179,7 +179,7 @@ def test_window_that_does_not_fit_is_made_again(tmp_path, monkeypatch, caplog, d
     assert kept.requests == []
 
 
-def test_windows_of_other_weights_are_made_again(tmp_path):
+def test_windows_of_other_weights_are_recreated(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"1")
     Fake().run(request(), WindowStore(tmp_path / "video", identity([file], {"dtype": "fp32"})))
@@ -213,7 +213,7 @@ def test_saved_long_video_has_no_latents(pipe, tmp_path):
     assert not (tmp_path / "long/latents.safetensors").exists()
 
 
-def test_noise_of_a_window_is_refused(pipe):
+def test_noise_of_a_window_is_rejected(pipe):
     with raises(ConfigError, "noise"):
         pipe("a", negative_prompt="b", noise=torch.zeros(16, 5, 4, 6), **LONG)
 
@@ -250,7 +250,7 @@ def test_context_windows_see_their_references():
     assert indices == [[0, 2, 3, 4], [0, 1, 3, 4, 5], [0, 1, 4, 5, 6]]
 
 
-def test_context_windows_of_one_velocity_are_no_windows(pipe):
+def test_context_windows_of_one_velocity_are_not_windows(pipe):
     """A window that holds everything gives what a video without windows gives."""
     values = {**LONG, "num_frames": 9}
     plain = {name: value for name, value in values.items() if "window" not in name}

@@ -128,7 +128,7 @@ def test_each_expert_gets_its_own_lora(tmp_path, vae):
         assert torch.equal(found, latents(pipeline(vae, *expected), steps=4)), on
 
 
-def test_a_strength_for_each_step(tmp_path, vae):
+def test_strength_for_each_step(tmp_path, vae):
     lora = write_lora("comfyui", tmp_path, lora_matrices())
     pipe = pipeline(vae, tiny_transformer())
     steps = {"solver": "euler", "steps": 2}
@@ -143,7 +143,7 @@ def test_a_strength_for_each_step(tmp_path, vae):
         latents(pipe, **steps, loras=[{"path": str(lora), "strength": [1, 1, 1]}])
 
 
-def test_a_lora_that_does_not_fit_leaves_the_models_alone(tmp_path, vae):
+def test_lora_that_does_not_fit_leaves_the_models_alone(tmp_path, vae):
     pipe = pipeline(vae, tiny_transformer())
     before = latents(pipe)
     save_file({"double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 2)}, tmp_path / "flux.safetensors")
@@ -188,7 +188,7 @@ def test_three_phases_have_their_experts_and_guidance():
     assert [scale for _, scale in found] == [3.5] + [1.0] * 7
 
 
-def test_renoise_is_the_formula():
+def test_renoise_matches_the_formula():
     sampling = resolve_sampling(RequestConfig(preset="causvid", seed=5), experts=1)
     solver = Solver(sampling)
     generator = torch.Generator().manual_seed(0)
@@ -212,7 +212,7 @@ def test_renoise_is_the_formula():
         ({"timesteps": (900, 500), "solver": "unipc"}, ("euler", "renoise")),
     ],
 )
-def test_timesteps_that_contradict_other_keys_are_refused(values, facts):
+def test_timesteps_that_contradict_other_keys_are_rejected(values, facts):
     with raises(ConfigError, *facts):
         resolve_sampling(RequestConfig(**values), experts=1)
     with pytest.raises(ValueError, match="must fall"):
@@ -252,7 +252,7 @@ def test_merging_follows_memory_and_strengths(tmp_path, vae, monkeypatch):
         assert weight.data is before or torch.equal(weight.data, before)
 
 
-def test_a_strength_for_each_phase_is_that_of_its_steps(tmp_path, vae):
+def test_strength_for_each_phase_matches_its_steps(tmp_path, vae):
     lora = str(write_lora("peft", tmp_path, lora_matrices()))
     pipe = pipeline(vae, tiny_transformer(1), tiny_transformer(2))
     preset = {"preset": "vace-3phase"}

@@ -44,7 +44,7 @@ def test_switches_are_off_by_default():
 
 
 @pytest.mark.parametrize("page", ["docs/reference/parity.md", "docs/zh/reference/parity.md"])
-def test_the_page_has_every_switch(page):
+def test_page_has_every_switch(page):
     text = (Path(__file__).resolve().parents[3] / page).read_text(encoding="utf-8")
     presets = set(get_args(Preset)) - {"wan", *FEW_STEPS}
     assert presets == {"diffsynth", "diffusers", "mindspeed"}
@@ -92,7 +92,7 @@ def test_diffsynth_references_are_stretched_with_pillow():
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])
-def test_videoxfun_sigmas_are_those_of_diffusers_shifted_euler(shift):
+def test_videoxfun_sigmas_match_diffusers_shifted_euler(shift):
     for steps in (1, 2, 20, 40, 50):
         oracle = FlowMatchEulerDiscreteScheduler(shift=shift)
         oracle.set_timesteps(steps)
@@ -102,7 +102,7 @@ def test_videoxfun_sigmas_are_those_of_diffusers_shifted_euler(shift):
         torch.testing.assert_close(timestep_table(sampling), oracle.timesteps, atol=1e-4, rtol=0)
 
 
-def test_videoxfun_sigmas_refuse_another_solver():
+def test_videoxfun_sigmas_reject_another_solver():
     with raises(ConfigError, "videoxfun_sigmas", "euler", "unipc"):
         parse(RequestConfig, {"videoxfun_sigmas": True, "solver": "unipc"}, "x.json")
 
@@ -121,7 +121,7 @@ def official_keep_last(starts, ends, cap):
 
 @pytest.mark.parametrize("length", [5, 17, 80, 81, 82, 120, 200])
 @pytest.mark.parametrize("fps", [8, 16, 24, 29.97])
-def test_wan_frames_are_those_of_keep_last(length, fps):
+def test_wan_frames_match_keep_last(length, fps):
     times = [i / fps for i in range(length)]
     count, expected = official_keep_last(times, [*times[1:], length / fps], 21)
     chosen = spread_to_last(times, duration=length / fps, num_frames=81, fps=16.0)

@@ -86,7 +86,7 @@ def test_slow_bf16_is_named_when_weights_open(tmp_path, monkeypatch):
     assert said == [(True, "pass dtype=torch.float32"), (False, "pass dtype=torch.float32")]
 
 
-def test_a_call_far_from_what_the_weights_know_is_named(vae, caplog, monkeypatch):
+def test_call_far_from_the_training_sizes_is_named(vae, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
     pipe = pipeline(vae)
     pipe.config = PRESETS["Wan2.1-VACE-1.3B"]
@@ -97,7 +97,7 @@ def test_a_call_far_from_what_the_weights_know_is_named(vae, caplog, monkeypatch
     assert names(frames, "5 frames", "far")
 
 
-def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch):
+def test_text_encoder_is_freed_before_denoising(tmp_path, monkeypatch):
     write_official(tmp_path / "tiny")
     born = []
 
@@ -115,7 +115,7 @@ def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch)
     assert len(born) == 1
 
 
-def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
+def test_folder_of_diffusers_makes_the_same_video(tmp_path):
     write_official(tmp_path / "official", dtype=torch.float32)
     root, names = tmp_path / "diffusers", KEY_MAPS["diffusers"]
     models = [tiny_transformer(seed) for seed in (0, 1)]
@@ -141,12 +141,12 @@ def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
     assert np.array_equal(made[0].frames, made[1].frames)
 
 
-def test_a_folder_without_weights_is_named(tmp_path):
+def test_folder_without_weights_is_named(tmp_path):
     with raises(WeightsError, "diffusion_pytorch_model"):
         VacePipeline.from_pretrained(tmp_path, device="cpu")
 
 
-def test_an_inference_json_names_the_weights(tmp_path):
+def test_inference_json_names_the_weights(tmp_path):
     model = {"transformer": ["t"], "vae": "v", "text_encoder": "e", "tokenizer": "k"}
     (tmp_path / "a.json").write_text(json.dumps({"model": model, "prompt": "unread", "steps": 3}))
     assert resolve_model_dir(tmp_path / "a.json") == WeightPaths(**model)
@@ -174,7 +174,7 @@ def test_blocks_are_loaded_in_the_order_in_which_they_run():
     assert seen == model.blocks_in_order()
 
 
-def test_pipeline_takes_a_request_and_nothing_beside_it(vae):
+def test_pipeline_takes_a_request_and_nothing_else(vae):
     sampling = resolve_sampling(RequestConfig(**SMALL), experts=1)
     inputs = Inputs(src_video=CLIP, src_ref_images=[IMAGE])
     request = GenerationRequest(prompt="a", negative_prompt="b", inputs=inputs, sampling=sampling)
@@ -204,7 +204,7 @@ def test_one_seed_is_one_video(vae):
     assert not torch.equal(first, other)
 
 
-def test_the_noise_of_a_seed_never_changes():
+def test_noise_of_a_seed_never_changes():
     noise = make_noise((1, 1, 1), 2025)
     expected = torch.randn(
         1, 16, 1, 1, 1, generator=torch.Generator("cpu").manual_seed(2025), dtype=torch.float32
@@ -292,7 +292,7 @@ def test_hooks_see_each_step_and_may_end_the_video(vae):
     assert pipe.models.experts._active is None  # off the device all the same
 
 
-def test_a_context_scale_of_zero_is_the_trunk_alone(vae):
+def test_context_scale_of_zero_is_the_trunk_alone(vae):
     branchless = []
     model = tiny_transformer()
     model.vace_blocks[0].register_forward_hook(lambda *_: branchless.append(1))
@@ -312,7 +312,7 @@ def test_only_the_active_expert_predicts(vae):
     assert set(asked) == {0, 1}
 
 
-def test_streamed_frames_are_those_of_the_whole_decode(vae):
+def test_streamed_frames_match_the_whole_decode(vae):
     pipe = pipeline(vae)
     clip = torch.randn(16, 4, 4, 6, generator=torch.Generator().manual_seed(0))
     chunks = list(decode(pipe.models, clip))
@@ -363,6 +363,6 @@ def test_vae_tiles_when_frames_do_not_fit(monkeypatch):
         ({"src_mask": CLIP[:3]}, DataError, ("src_mask",)),
     ],
 )
-def test_a_bad_request_is_one_line(vae, values, kind, facts):
+def test_bad_request_is_one_line(vae, values, kind, facts):
     with raises(kind, *facts):
         latents(pipeline(vae), **values)

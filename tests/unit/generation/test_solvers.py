@@ -36,7 +36,7 @@ def test_euler_timesteps_of_fifty_steps_at_shift_five():
         ("dpm++", "official", np.linspace(1, 0, 31)[:30], True),
     ],
 )
-def test_tables_are_the_published_formulas(solver, grid, base, whole):
+def test_tables_match_the_published_formulas(solver, grid, base, whole):
     settings = sampling(solver=solver, grid=grid, steps=30, shift=7.0)
     sigmas = 7 * base / (1 + 6 * base)
     if grid == "diffusers":
@@ -50,7 +50,7 @@ def test_tables_are_the_published_formulas(solver, grid, base, whole):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])
-def test_the_diffusers_grid_is_that_of_diffusers(shift):
+def test_diffusers_grid_matches_diffusers(shift):
     oracle = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
@@ -70,7 +70,7 @@ def test_high_noise_expert_takes_its_published_share(steps, high):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30])
-def test_a_straight_flow_is_followed_to_its_end(solver, steps):
+def test_straight_flow_is_followed_to_its_end(solver, steps):
     """When the velocity is that of one point, every solver arrives at the point, however few the steps."""
     settings = sampling(solver=solver, steps=steps, shift=5.0)
     solver_ = Solver(settings)
@@ -110,7 +110,7 @@ def test_presets_fill_what_is_not_said(request_, experts, wanted):
     assert (found.solver, found.grid, found.shift, found.steps) == wanted
 
 
-def test_the_second_guidance_is_the_first_unless_said():
+def test_second_guidance_is_the_first_unless_set():
     assert resolve_sampling(RequestConfig(guidance_scale=3.0), experts=2).guidance_scale_2 == 3.0
     assert (
         resolve_sampling(RequestConfig(guidance_scale=3.0, guidance_scale_2=1.0), experts=2).guidance_scale_2

@@ -84,7 +84,7 @@ def test_stored_settings_without_a_key_name_it(tmp_path: Path, missing: str) -> 
         (LATENTS[0], 3),
     ],
 )
-def test_stored_tensors_of_another_kind_are_refused(
+def test_stored_tensors_of_another_kind_are_rejected(
     tmp_path: Path, latents: torch.Tensor, fact: object
 ) -> None:
     path = tmp_path / "latents.safetensors"
@@ -105,7 +105,7 @@ def test_stored_tensors_of_another_kind_are_refused(
         {"num_refs": "1", "settings": "[" * 100_000},
     ],
 )
-def test_stored_metadata_of_no_run_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_stored_metadata_of_no_run_is_rejected(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = tmp_path / "latents.safetensors"
     write_packed(path, {"latents": LATENTS}, metadata)
     with raises(WeightsError, where=path):

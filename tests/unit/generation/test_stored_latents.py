@@ -184,7 +184,7 @@ def test_calls_give_the_stored_latents_and_pixels(folder, stored, offload):
 
 
 @pytest.mark.parametrize("flags", [(), ("--offload", "block")])
-def test_the_command_gives_the_stored_latents(folder, stored, flags):
+def test_command_gives_the_stored_latents(folder, stored, flags):
     for name, latents in by_command(folder, *flags).items():
         check(latents, f"file {name}", stored)
 

@@ -29,7 +29,7 @@ SMALL, LARGE = PRESETS["Wan2.1-VACE-1.3B"], PRESETS["Wan2.1-VACE-14B"]
         (TINY, {"height": 64, "width": 64}, []),
     ],
 )
-def test_an_unusual_request_is_named(config: VaceConfig, size: dict[str, int], words: list[str]) -> None:
+def test_unusual_request_is_named(config: VaceConfig, size: dict[str, int], words: list[str]) -> None:
     lines = unusual_requests(config, {"video1": SamplingConfig(**size)})
     assert len(lines) == len(words)
     assert all(word in line and "video1" in line for word, line in zip(words, lines, strict=True))

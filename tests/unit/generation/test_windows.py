@@ -76,7 +76,7 @@ def test_usual_overlap_is_at_most_a_third(window, overlap):
         ({"paste_back": -1}, ("paste_back",)),
     ],
 )
-def test_a_window_that_does_not_fit_is_one_line(values, facts):
+def test_window_that_does_not_fit_is_one_line(values, facts):
     with raises(ConfigError, *facts):
         sampling(**values)
 
@@ -105,7 +105,7 @@ def test_tasks_of_a_json_have_the_window_of_its_top(tmp_path):
         ),
     ],
 )
-def test_a_window_of_missing_sources_is_one_line(values, inputs, facts):
+def test_window_of_missing_sources_is_one_line(values, inputs, facts):
     config = parse(RequestConfig, {"prompt": "a", "num_frames": 29, **values}, "request")
     with raises(ConfigError, *facts):
         GenerationRequest.resolve(config, inputs, experts=1)

@@ -40,18 +40,18 @@ def test_white_space_and_a_mark_in_the_tracker_do_not_count(
 
 
 @pytest.mark.parametrize("text", ["", "ten", "-3", "1 2", "release 3", "٣", "9" * 5000])
-def test_a_tracker_of_anything_else_is_an_error(tmp_path: Path, text: str) -> None:
+def test_tracker_of_anything_else_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / TRACKER).write_text(text)
     with raises(WeightsError, "release", where=tmp_path / TRACKER):
         read_tracker(tmp_path)
 
 
-def test_a_folder_of_5000_digits_is_no_iteration() -> None:
+def test_folder_of_5000_digits_is_not_an_iteration() -> None:
     assert parse_iteration("iter_" + "9" * 5000) is None
     assert parse_iteration("iter_" + "9" * 18) == int("9" * 18)
 
 
-def test_a_binary_tracker_is_an_error(tmp_path: Path) -> None:
+def test_binary_tracker_is_an_error(tmp_path: Path) -> None:
     (tmp_path / TRACKER).write_bytes(b"\xff\xfe\x00")
     with raises(WeightsError, "UTF-16"):
         read_tracker(tmp_path)
@@ -62,7 +62,7 @@ def test_no_tracker_is_none(tmp_path: Path) -> None:
     assert latest_folder(tmp_path) is None
 
 
-def test_names_are_megatrons() -> None:
+def test_names_match_megatron() -> None:
     assert iteration_folder(Path("save"), 10) == Path("save/iter_0000010")
     assert iteration_folder(Path("save"), "release") == Path("save/release")
     assert parse_iteration("iter_0000010") == 10
@@ -82,7 +82,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [TRACKER]
 
 
-def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+def test_tracker_that_names_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     write_tracker(tmp_path, 10)
     with raises(WeightsError, "iter_0000010"):
         latest_folder(tmp_path)
@@ -114,7 +114,7 @@ def test_incomplete_or_mixed_ranks_are_an_error(tmp_path: Path, names: tuple[str
         stage_files(tmp_path)
 
 
-def test_a_rank_without_its_file_is_an_error(tmp_path: Path) -> None:
+def test_rank_without_its_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mp_rank_00").mkdir()
     with raises(WeightsError, "mp_rank_00"):
         stage_files(tmp_path)

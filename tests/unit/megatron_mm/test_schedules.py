@@ -45,7 +45,7 @@ def test_wsd_is_flat_and_then_falls():
     assert found[7:] == pytest.approx([7.5e-4, 5e-4, 2.5e-4])
 
 
-def test_a_warm_up_fraction_is_of_the_decay():
+def test_warm_up_fraction_is_of_the_decay():
     assert schedule_steps(OptimizerConfig(lr=1.0, lr_warmup_fraction=0.1), 100, 8) == (80, 800, None)
 
 
@@ -57,7 +57,7 @@ def test_lengths_in_samples_equal_lengths_in_iterations():
 
 
 @pytest.mark.parametrize("kind", ["warmup", "decay"])
-def test_one_length_said_twice_is_refused(kind):
+def test_length_given_twice_is_rejected(kind):
     with pytest.raises(ValueError, match=rf"--lr-{kind}-iters\b.*--lr-{kind}-samples\b"):
         OptimizerConfig(**{"lr": 1.0, f"lr_{kind}_iters": 2, f"lr_{kind}_samples": 16})
 
@@ -94,12 +94,12 @@ def test_global_batch_defaults_to_one_micro_batch_a_rank():
     assert check_batch(2, None, 4) == 8
 
 
-def test_a_global_batch_that_does_not_divide_names_one_that_does():
+def test_global_batch_that_does_not_divide_names_one_that_does():
     with raises(ConfigError, "--global-batch-size", 10, 4, 8):
         check_batch(2, 10, 2)
 
 
-def test_a_warm_up_longer_than_the_decay_is_an_error():
+def test_warm_up_longer_than_the_decay_is_an_error():
     with raises(ConfigError, "--lr-warmup-iters", 10):
         schedule_steps(OptimizerConfig(lr=1.0, lr_warmup_iters=10), 10, 1)
 
@@ -116,6 +116,6 @@ def test_a_warm_up_longer_than_the_decay_is_an_error():
         ({"lr_decay_style": "WSD"}, r"--lr-decay-style WSD\b.*--lr-wsd-decay-iters\b"),
     ],
 )
-def test_contradicting_rates_are_refused(settings, facts):
+def test_contradicting_rates_are_rejected(settings, facts):
     with pytest.raises(ValueError, match=facts):
         OptimizerConfig.model_validate({"lr": 1.0, **settings})

@@ -91,7 +91,7 @@ def test_damage_in_a_distcp_is_found(copied: Path, change: Change, part: str, wi
         assert not torch.equal(read(copied)[part], state_of(80)[part]["w"])
 
 
-def test_a_distcp_of_another_iteration_is_named(copied: Path) -> None:
+def test_distcp_of_another_iteration_is_named(copied: Path) -> None:
     shutil.copy(copied.parent / "iter_0000070/__0_0.distcp", copied)
     with raises(WeightsError, "__0_0.distcp", 70, 80):
         read_dcp(copied)
@@ -100,7 +100,7 @@ def test_a_distcp_of_another_iteration_is_named(copied: Path) -> None:
         read_dcp(copied)
 
 
-def test_an_lfs_pointer_of_a_distcp_is_named(copied: Path) -> None:
+def test_lfs_pointer_of_a_distcp_is_named(copied: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34700000000\n"
     (copied / "__0_0.distcp").write_text(pointer)
     with raises(WeightsError, "LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
@@ -110,13 +110,13 @@ def test_an_lfs_pointer_of_a_distcp_is_named(copied: Path) -> None:
         read_dcp(copied)
 
 
-def test_a_folder_under_another_iterations_name_is_refused(copied: Path) -> None:
+def test_folder_under_another_iterations_name_is_rejected(copied: Path) -> None:
     copied.rename(copied.with_name("iter_0000090"))
     with raises(WeightsError, 80, 90):
         read_dcp(copied.with_name("iter_0000090"))
 
 
-def test_a_damaged_index_or_checksum_file_is_found(copied: Path) -> None:
+def test_damaged_index_or_checksum_file_is_found(copied: Path) -> None:
     content = bytearray((copied / ".metadata").read_bytes())
     content[content.index(b"float32")] ^= 1
     (copied / ".metadata").write_bytes(content)
@@ -127,7 +127,7 @@ def test_a_damaged_index_or_checksum_file_is_found(copied: Path) -> None:
         read_dcp(copied)
 
 
-def test_a_checkpoint_without_checksums_is_read(copied: Path) -> None:
+def test_checkpoint_without_checksums_is_read(copied: Path) -> None:
     (copied / FILE).unlink()
     assert torch.equal(read(copied)["optimizer"], state_of(80)["optimizer"]["w"])
 
@@ -192,9 +192,7 @@ def filled(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
-def test_filling_a_model_finds_damage_and_obeys_the_policy(
-    tmp_path: Path, name: str, dtype: torch.dtype
-) -> None:
+def test_filling_a_model_finds_damage_per_policy(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     tensors, path = {letter: torch.randn(40, 40) for letter in "abcdefgh"}, tmp_path / name
     if name == "x.pth":
         torch.save(tensors, path)
@@ -210,7 +208,7 @@ def test_filling_a_model_finds_damage_and_obeys_the_policy(
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
-def test_a_weight_is_verified_converted_and_seen_in_one_pass(
+def test_weight_is_verified_converted_and_seen_in_one_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A second pass over weights that no cache holds costs as much as the first."""
@@ -227,7 +225,7 @@ def test_a_weight_is_verified_converted_and_seen_in_one_pass(
     assert torch.equal(tensor.read(), whole)
 
 
-def test_a_part_of_a_record_is_read_as_another_dtype(tmp_path: Path) -> None:
+def test_part_of_a_record_is_read_as_another_dtype(tmp_path: Path) -> None:
     whole, path = torch.randn(40, 40), tmp_path / "x.pth"
     torch.save({"model": {"part": whole[3:7], "turned": whole.T}}, path)
     found = tensors_in(path)
@@ -257,7 +255,7 @@ def test_what_we_write_passes_other_readers_checks(tmp_path: Path) -> None:
     )
 
 
-def test_a_torch_file_without_checksums_is_read(tmp_path: Path) -> None:
+def test_torch_file_without_checksums_is_read(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
         saved_by_torch(tmp_path / "x.pth", {"a": torch.randn(40, 40)})

@@ -46,7 +46,7 @@ def test_both_signs_of_infinity_do_not_cancel():
     assert not is_finite(torch.tensor([float("inf"), 0.0, -float("inf")]))
 
 
-def test_fp8_weights_are_judged_too():
+def test_fp8_weights_are_checked_too():
     weight = torch.randn(8, 8).to(torch.float8_e4m3fn)
     assert is_finite(weight)
     weight.view(torch.uint8)[0, 0] = 0x7F  # NaN
@@ -96,7 +96,7 @@ def test_inf_in_the_text_encoder_is_named_on_load(folder, tmp_path):
 
 
 @pytest.mark.parametrize("file", [VAE_FILE, TEXT_FILE])
-def test_integer_weights_are_refused_by_name(folder, tmp_path, file):
+def test_integer_weights_are_rejected_by_name(folder, tmp_path, file):
     name = damaged(folder / file, tmp_path / file, lambda weight: weight.to(torch.int32))
     load = load_vae if file == VAE_FILE else load_text_encoder
     with raises(WeightsError, file, name, "int32"):

@@ -91,7 +91,7 @@ def forge(tmp_path: Path) -> tuple[Path, Path]:
     return folder, trace
 
 
-def test_a_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Path], tmp_path: Path) -> None:
+def test_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Path], tmp_path: Path) -> None:
     folder, trace = forged
     before = {kind: dict(vars(kind)) for kind in (MetadataIndex, Metadata, TensorStorageMetadata)}
     state = {"model": {"a": torch.zeros(6)}, "iteration": torch.tensor(0)}
@@ -123,7 +123,7 @@ def test_a_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Pa
     assert MetadataIndex("a") != MetadataIndex("b")
 
 
-def test_a_byte_entry_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None:
+def test_byte_entry_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None:
     folder, trace = tmp_path / "iter_0000007", tmp_path / "trace"
     dcp.save({**STATE, "iteration": Bomb(trace)}, checkpoint_id=folder, no_dist=True)
     state = {"model": {"a": torch.zeros(6)}, "iteration": 0}
@@ -163,7 +163,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
-def test_an_index_with_wrong_types_or_bounds_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_index_with_wrong_types_or_bounds_is_one_line(tmp_path: Path, kind: str) -> None:
     dcp.save(STATE, checkpoint_id=tmp_path, no_dist=True)
     assert torch.equal(read_dcp(tmp_path)["model"]["a"].read(), STATE["model"]["a"])  # type: ignore[index]
     index: Metadata = pickle.loads((tmp_path / ".metadata").read_bytes())

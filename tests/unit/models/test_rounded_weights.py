@@ -45,7 +45,7 @@ def sizes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_8_bit_files_are_read_as_what_they_stand_for(tmp_path: Path, form: str) -> None:
+def test_8_bit_files_are_read_as_their_values(tmp_path: Path, form: str) -> None:
     if form.endswith("gguf"):
         pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
     sizes(tmp_path)
@@ -59,7 +59,7 @@ def test_8_bit_files_are_read_as_what_they_stand_for(tmp_path: Path, form: str) 
     load_transformer(tmp_path / form, dtype=torch.bfloat16)
 
 
-def test_a_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(64))
@@ -70,7 +70,7 @@ def test_a_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_weights(tmp_path / "a.gguf")
 
 
-def test_a_gguf_of_anything_but_a_transformer_is_named(tmp_path: Path) -> None:
+def test_gguf_of_anything_but_a_transformer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF" + bytes(64))
     write_tokenizer(tmp_path / TOKENIZER_FOLDER)
@@ -79,7 +79,7 @@ def test_a_gguf_of_anything_but_a_transformer_is_named(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_cut_gguf_is_damaged(tmp_path: Path) -> None:
+def test_cut_gguf_is_damaged(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
     path = tmp_path / "q8.gguf"
     write_gguf(path, STATE)
@@ -109,14 +109,14 @@ def gguf_bytes(value: bytes, *, values: int = 1, tensors: int = 0) -> bytes:
     ],
     ids=range(10),
 )
-def test_a_gguf_header_cannot_claim_too_much(tmp_path: Path, data: bytes, facts: list[object]) -> None:
+def test_gguf_header_cannot_claim_too_much(tmp_path: Path, data: bytes, facts: list[object]) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
     (tmp_path / "a.gguf").write_bytes(data)
     with raises(WeightsError, *facts, where=tmp_path / "a.gguf"):
         open_weights(tmp_path / "a.gguf")
 
 
-def test_a_gguf_with_arrays_is_read_and_none_in_big_endian(tmp_path: Path) -> None:
+def test_gguf_with_arrays_is_read_and_none_in_big_endian(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
 
     def write(endian: object) -> Path:
@@ -136,7 +136,7 @@ def test_a_gguf_with_arrays_is_read_and_none_in_big_endian(tmp_path: Path) -> No
         read_gguf(write(gguf.GGUFEndian.BIG))
 
 
-def test_a_damaged_scale_of_a_gguf_prints_nothing(tmp_path: Path) -> None:
+def test_damaged_scale_of_a_gguf_prints_nothing(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
     path = tmp_path / "q8.gguf"
     write_gguf(path, STATE)
@@ -183,7 +183,7 @@ def quant(form: str) -> torch.Tensor:
         ({f"{STEM}.comfy_quant": quant("float8_e5m2")}, ["float8_e4m3fn", "float8_e5m2", STEM]),
     ],
 )
-def test_forms_that_are_not_known_are_refused_by_name(
+def test_forms_that_are_not_known_are_rejected_by_name(
     tmp_path: Path, changes: dict[str, torch.Tensor], facts: list[object]
 ) -> None:
     with raises(WeightsError, *facts):

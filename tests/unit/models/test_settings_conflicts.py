@@ -40,12 +40,12 @@ def test_settings_of_the_weights_start(weights):
         ({"vace_dit": {"vace_layers": [0, 1], "in_dim": 96}}, ("vace_layers", "[0, 1]", "[0, 2]")),
     ],
 )
-def test_other_settings_are_refused_with_both_values(weights, changes, facts):
+def test_other_settings_are_rejected_with_both_values(weights, changes, facts):
     with raises(ConfigError, f"{weights}/config.json", *facts):
         open_vace_initial_weights(predictor(weights, **changes))
 
 
-def test_config_that_contradicts_the_tensors_is_refused(tmp_path):
+def test_config_that_contradicts_the_tensors_is_rejected(tmp_path):
     write_transformer(tmp_path, tiny_transformer(), torch.bfloat16)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_heads": 0}))
@@ -53,7 +53,7 @@ def test_config_that_contradicts_the_tensors_is_refused(tmp_path):
         open_vace_initial_weights(predictor(tmp_path))
 
 
-def test_trained_part_of_another_model_than_its_base_is_refused(weights, tmp_path):
+def test_trained_part_of_another_model_than_its_base_is_rejected(weights, tmp_path):
     state = {
         name: weight for name, weight in tiny_transformer().state_dict().items() if name.startswith("vace_")
     }

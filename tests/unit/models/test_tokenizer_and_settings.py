@@ -55,7 +55,7 @@ def test_dangling_links_of_a_tokenizer_are_named(official, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer/tokenizer.json"])
-def test_a_dangling_link_beside_the_encoder_is_named(official, tmp_path, name):
+def test_dangling_link_next_to_the_encoder_is_named(official, tmp_path, name):
     file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).symlink_to("/gone/blob")
@@ -90,7 +90,7 @@ def test_damaged_tokenizer_files_are_named(tokenizer, name, text):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_byte_order_mark_of_a_tokenizer_is_named(tokenizer, name):
+def test_byte_order_mark_of_a_tokenizer_is_named(tokenizer, name):
     path = tokenizer / name
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     with raises(WeightsError, "byte order", where=path):
@@ -146,7 +146,7 @@ def test_loading_compares_vocabulary_and_embedding(official, tmp_path):
         load_text_encoder(official, tmp_path)
 
 
-def test_prompt_of_unknown_tokens_alone_is_refused(official):
+def test_prompt_of_unknown_tokens_alone_is_rejected(official):
     encoder = load_text_encoder(official)
     with raises(DataError, "猫 猫", "<unk>", "120 tokens"):
         encoder.encode(["a cat", "猫 猫"])
@@ -179,7 +179,7 @@ def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, chan
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_heads", 2), ("num_layers", 3)])
-def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, key, value):
+def test_config_next_to_the_official_text_encoder_must_agree(official, tmp_path, key, value):
     transformers_folder(tmp_path, {key: value})
     (tmp_path / "model.safetensors").unlink()
     file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
@@ -199,7 +199,7 @@ def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, 
         ({"latents_mean": [0.0] * 4}, ("latents_mean", 4, 16)),
     ],
 )
-def test_json_beside_the_vae_must_agree(tmp_path, changes, facts):
+def test_json_next_to_the_vae_must_agree(tmp_path, changes, facts):
     write_vae(tmp_path / VAE_FILE, tiny_vae())
     beside = (tmp_path / VAE_FILE).with_suffix(".json")
     values = json.loads(beside.read_text()) if beside.exists() else {}
@@ -221,7 +221,7 @@ def test_json_beside_the_vae_must_agree(tmp_path, changes, facts):
     ],
 )
 @pytest.mark.parametrize("form", ["official", "transformers"])
-def test_another_arithmetic_of_umt5_is_refused(official, tmp_path, form, key, value):
+def test_another_arithmetic_of_umt5_is_rejected(official, tmp_path, form, key, value):
     path = transformers_folder(tmp_path, {key: value})
     if form == "official":
         (tmp_path / "model.safetensors").unlink()
@@ -243,7 +243,7 @@ def test_another_arithmetic_of_umt5_is_refused(official, tmp_path, form, key, va
         ("scale_factor_spatial", 16),
     ],
 )
-def test_another_arithmetic_of_the_vae_is_refused(tmp_path, key, value):
+def test_another_arithmetic_of_the_vae_is_rejected(tmp_path, key, value):
     with raises(WeightsError, value, where=f"{tmp_path / 'config.json'}:{key}"):
         load_vae(vae_folder(tmp_path, {key: value}))
 
@@ -260,7 +260,7 @@ def vae_folder(folder, changes):
     ("key", "value"),
     [("num_layers", 10**9), ("num_hidden_layers", 10**9), ("d_ff", 2**31 - 1), ("num_labels", 10**12)],
 )
-def test_a_config_cannot_make_the_text_encoder_large(official, tmp_path, key, value):
+def test_config_cannot_make_the_text_encoder_large(official, tmp_path, key, value):
     folder = transformers_folder(tmp_path, {key: value})
     if key == "num_labels":  # nothing of an encoder
         assert load_text_encoder(folder, official / TOKENIZER_FOLDER).text_dim
@@ -274,13 +274,13 @@ def test_a_config_cannot_make_the_text_encoder_large(official, tmp_path, key, va
     ("key", "value"),
     [("num_res_blocks", 10**9), ("dim_mult", [1] * 100_000), ("base_dim", 2**62), ("z_dim", 2**40)],
 )
-def test_a_config_cannot_make_the_vae_large(tmp_path, key, value):
+def test_config_cannot_make_the_vae_large(tmp_path, key, value):
     with raises(WeightsError, key):
         load_vae(vae_folder(tmp_path, {key: value}))
 
 
 @pytest.mark.timeout(20)
-def test_a_name_cannot_make_an_official_file_large(official, tmp_path):
+def test_name_cannot_make_an_official_file_large(official, tmp_path):
     state = torch.load(official / TEXT_FILE, weights_only=True)
     state[f"blocks.{10**11}.norm1.weight"] = torch.ones(1)
     torch.save(state, tmp_path / TEXT_FILE)

@@ -12,7 +12,7 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 
 
 @pytest.mark.parametrize("offsets", [True, False])
-def test_a_nested_dict_comes_back_to_the_bit(
+def test_nested_dict_comes_back_bit_for_bit(
     offsets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_file, "knows_offsets", lambda: offsets)
@@ -30,5 +30,5 @@ def test_a_nested_dict_comes_back_to_the_bit(
     assert all(torch.equal(plain[name], value) for name, value in values.items())
 
 
-def test_the_torch_of_the_constraints_streams() -> None:
+def test_torch_of_the_constraints_streams() -> None:
     assert torch_file.knows_offsets()

@@ -106,7 +106,7 @@ def test_many_prompts_give_what_each_alone_gives(official):
         torch.testing.assert_close(together, encoder.encode([prompt])[0], atol=2e-5, rtol=0)
 
 
-def test_the_fingerprint_is_of_weights_and_vocabulary(official, tmp_path):
+def test_fingerprint_is_of_weights_and_vocabulary(official, tmp_path):
     mine = load_text_encoder(official)
     assert load_text_encoder(official, dtype=torch.float32).fingerprint == mine.fingerprint
     write_umt5(tmp_path / TEXT_FILE, tiny_umt5(seed=1))
@@ -127,7 +127,7 @@ def test_without_a_tokenizer_the_places_looked_at_are_named(tmp_path):
         load_text_encoder(tmp_path / TEXT_FILE)
 
 
-def test_a_damaged_tokenizer_is_one_line(official, tmp_path):
+def test_damaged_tokenizer_is_one_line(official, tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model"')
     with raises(WeightsError, "tokenizer.json:1:9", "JSON") as error:
@@ -135,13 +135,13 @@ def test_a_damaged_tokenizer_is_one_line(official, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_of_something_else_is_named(official, tmp_path):
+def test_file_of_something_else_is_named(official, tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "t5.pth")
     with raises(WeightsError, "UMT5"):
         load_text_encoder(tmp_path, official / TOKENIZER_FOLDER)
 
 
-def test_a_missing_shard_is_named(official, tmp_path):
+def test_missing_shard_is_named(official, tmp_path):
     tiny_umt5().save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
@@ -149,7 +149,7 @@ def test_a_missing_shard_is_named(official, tmp_path):
         load_text_encoder(tmp_path, official / TOKENIZER_FOLDER)
 
 
-def test_a_model_with_another_number_of_layers_is_named(official, tmp_path):
+def test_model_with_another_number_of_layers_is_named(official, tmp_path):
     tiny_umt5().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
@@ -159,7 +159,7 @@ def test_a_model_with_another_number_of_layers_is_named(official, tmp_path):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_is_one_line(official, tmp_path, data):
+def test_damaged_file_is_one_line(official, tmp_path, data):
     raw = (official / TEXT_FILE).read_bytes()
     cut = tmp_path / TEXT_FILE
     cut.write_bytes(raw[: data.draw(st.integers(0, len(raw) - 1))])

@@ -178,7 +178,7 @@ def test_bf16_weights_stay_near_the_fp32_result():
     assert 0 < (exact - rounded).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_a_bf16_residual_is_a_switch():
+def test_bf16_residual_is_a_switch():
     model, inputs = in_bf16(tiny_transformer()), tiny_inputs()
     model.residual_dtype = torch.bfloat16
     dtypes = []
@@ -191,7 +191,7 @@ def test_a_bf16_residual_is_a_switch():
     assert (exact - rounded).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_a_thousand_timesteps_stay_a_thousand_under_bf16_weights():
+def test_thousand_timesteps_stay_a_thousand_under_bf16_weights():
     model = in_bf16(tiny_transformer())
     grid = torch.linspace(1, 0, 1001)[:-1]
     timestep = 1000 * 5 * grid / (1 + 4 * grid)  # the training schedule
@@ -208,7 +208,7 @@ def test_a_thousand_timesteps_stay_a_thousand_under_bf16_weights():
     assert len(torch.unique(timestep.bfloat16())) < 300  # what a cast on the way would leave
 
 
-def test_a_bf16_timestep_is_refused():
+def test_bf16_timestep_is_rejected():
     inputs = tiny_inputs()
     with raises(DataError, "float32"):
         tiny_transformer()(**{**inputs, "timestep": inputs["timestep"].bfloat16()})
@@ -231,7 +231,7 @@ class Shuffled:
         return x.index_select(dim, torch.argsort(self.order))
 
 
-def test_the_layout_may_order_tokens_as_it_likes():
+def test_layout_may_order_tokens_as_it_likes():
     model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     with torch.no_grad():
         expected = model(**inputs)
@@ -305,7 +305,7 @@ def test_inputs_that_do_not_fit_are_named(change, facts):
         tiny_transformer()(**{**tiny_inputs(), **change})
 
 
-def test_a_trunk_without_a_branch_takes_no_context():
+def test_trunk_without_a_branch_takes_no_context():
     bare = tiny_transformer(config=TINY.model_copy(update={"vace_layers": ()}))
     inputs = tiny_inputs()
     with raises(DataError, where="vace_context"):

@@ -34,7 +34,7 @@ def run_stages(split: Split, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layers", [[2, 2], [1, 3], [3, 1], [1, 1, 1, 1]], ids=str)
-def test_stages_equal_the_whole_model_to_the_bit(layers):
+def test_stages_equal_the_whole_model_bit_for_bit(layers):
     model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     whole = model(**inputs)
     whole.square().mean().backward()
@@ -49,7 +49,7 @@ def test_stages_equal_the_whole_model_to_the_bit(layers):
 
 
 @pytest.mark.parametrize("layers", [[2, 2], [1, 3], [1, 1, 2]], ids=str)
-def test_a_stage_holds_what_the_split_files_hold(layers):
+def test_stage_holds_what_the_split_files_hold(layers):
     model = build_on_meta(TINY)
     for number in range(len(layers)):
         split = split_vace(model, layers, [number])
@@ -76,7 +76,7 @@ def test_branch_tokens_travel_only_to_a_branch_block():
         ("vace_blocks.1", (False, False)),
     ],
 )
-def test_no_gradient_is_sent_that_nobody_needs(trained, flags):
+def test_no_unneeded_gradient_is_sent(trained, flags):
     model = build_on_meta(TINY)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(f"{trained}."))
@@ -84,7 +84,7 @@ def test_no_gradient_is_sent_that_nobody_needs(trained, flags):
     assert tuple(tensor.requires_grad for tensor in leaving) == flags
 
 
-def test_layers_that_do_not_sum_are_refused():
+def test_layers_that_do_not_sum_are_rejected():
     with raises(ConfigError, 5, 4):
         split_vace(build_on_meta(TINY), [2, 3], [0])
 
@@ -111,6 +111,6 @@ def test_each_stage_reads_its_share_of_split_files(tmp_path, pp_layers, stages):
             assert torch.equal(source.read(name), whole[name]), name
 
 
-def test_stages_are_even_unless_said_otherwise():
+def test_stages_are_even_unless_set_otherwise():
     assert even_layers(40, 4) == [10, 10, 10, 10]
     assert even_layers(30, 4) == [8, 8, 7, 7]

@@ -155,7 +155,7 @@ def test_latents_that_do_not_fit_are_named(vae):
 # ---- files
 
 
-def test_a_wrapped_state_dict_is_unwrapped(official, vae, tmp_path):
+def test_wrapped_state_dict_is_unwrapped(official, vae, tmp_path):
     torch.save({"model_state": torch.load(official, weights_only=True)}, tmp_path / "a.pth")
     assert load_vae(tmp_path / "a.pth").fingerprint == vae.fingerprint
 
@@ -165,7 +165,7 @@ def test_official_names_in_safetensors_are_read(official, vae, tmp_path):
     assert load_vae(tmp_path / "wan_2.1_vae.safetensors").fingerprint == vae.fingerprint
 
 
-def test_a_missing_weight_and_a_foreign_one_are_named(official, tmp_path):
+def test_missing_weight_and_a_foreign_one_are_named(official, tmp_path):
     state = torch.load(official, weights_only=True)
     state["decoder.conv1.bias_"] = state.pop("decoder.conv1.bias")
     torch.save(state, tmp_path / VAE_FILE)
@@ -177,7 +177,7 @@ def test_a_missing_weight_and_a_foreign_one_are_named(official, tmp_path):
         load_vae(tmp_path / VAE_FILE)
 
 
-def test_a_weight_of_another_shape_is_named(official, tmp_path):
+def test_weight_of_another_shape_is_named(official, tmp_path):
     state = torch.load(official, weights_only=True)
     state["decoder.head.2.bias"] = torch.zeros(7)
     torch.save(state, tmp_path / VAE_FILE)
@@ -204,7 +204,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_is_one_line(official, tmp_path, data):
+def test_damaged_file_is_one_line(official, tmp_path, data):
     raw = official.read_bytes()
     keep = data.draw(st.integers(0, len(raw) - 1))
     cut = tmp_path / VAE_FILE
@@ -224,20 +224,20 @@ def test_a_damaged_file_is_one_line(official, tmp_path, data):
         ({"config.json": b"{"}, "config.json:1:2"),
     ],
 )
-def test_a_folder_without_one_vae_is_named(tmp_path, files, fact):
+def test_folder_without_one_vae_is_named(tmp_path, files, fact):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with raises(WeightsError, fact):
         load_vae(tmp_path)
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path):
+def test_path_that_is_not_there_is_named(tmp_path):
     path = tmp_path / "nothing"
     with raises(WeightsError, absent(path), where=path):
         load_vae(path)
 
 
-def test_a_config_of_another_model_is_named(tmp_path):
+def test_config_of_another_model_is_named(tmp_path):
     tiny_vae().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "dim_mult": "wide"}))

@@ -25,7 +25,7 @@ def trunk(tmp_path: Path) -> Path:
     return tmp_path / "t2v"
 
 
-def test_a_plain_t2v_checkpoint_opens(trunk: Path) -> None:
+def test_plain_t2v_checkpoint_opens(trunk: Path) -> None:
     source = open_weights(trunk)
     assert not source.has_branch
     assert source.config == T2V
@@ -42,7 +42,7 @@ def test_step_0_equals_the_trunk_bit_for_bit(trunk: Path, config: VaceConfig) ->
     assert torch.equal(vace, plain)
 
 
-def test_the_branch_is_a_copy_of_the_blocks_that_it_feeds(trunk: Path) -> None:
+def test_branch_is_a_copy_of_the_blocks_that_it_feeds(trunk: Path) -> None:
     source = init_branch_from_trunk(open_weights(trunk), TINY)
     weights: dict[str, Tensor] = {name: source.read(name) for name in source.shapes}
     for n, layer in enumerate(TINY.vace_layers):
@@ -66,17 +66,17 @@ def test_branch_and_trunk_do_not_share_memory(trunk: Path) -> None:
     assert torch.equal(model.blocks[0].ffn[0].weight, before)
 
 
-def test_the_fingerprint_stays_the_trunks(trunk: Path) -> None:
+def test_fingerprint_stays_the_trunks(trunk: Path) -> None:
     source = open_weights(trunk)
     assert init_branch_from_trunk(source, TINY).fingerprint() == source.fingerprint()
 
 
-def test_without_it_missing_vace_keys_are_an_error(trunk: Path) -> None:
+def test_missing_vace_keys_are_an_error_by_default(trunk: Path) -> None:
     with raises(WeightsError, "missing", "init_from_trunk"):
         load_weights(build_on_meta(TINY), open_weights(trunk), dtype=torch.float32)
 
 
-def test_a_branch_is_not_started_twice(tmp_path: Path) -> None:
+def test_branch_is_not_started_twice(tmp_path: Path) -> None:
     write_transformer(tmp_path, tiny_transformer(), torch.float32)
     with raises(WeightsError, "init_from_trunk"):
         init_branch_from_trunk(open_weights(tmp_path), TINY)

@@ -136,7 +136,7 @@ def test_bytes_changed_or_cut_off_give_one_line_or_are_read(
 @pytest.mark.parametrize(
     "write", [write_safetensors_file, write_torch_file, write_dcp_data], ids=lambda w: w.__name__
 )
-def test_a_file_cut_off_anywhere_is_an_error(
+def test_file_cut_off_anywhere_is_an_error(
     tmp_path: Path, write: Callable[[Path], tuple[Path, Path]]
 ) -> None:
     path, victim = write(tmp_path)
@@ -166,7 +166,7 @@ header_values = st.recursive(
     header=st.dictionaries(st.text(max_size=4), header_values, max_size=3) | header_values,
     tail=st.binary(max_size=16),
 )
-def test_a_made_up_safetensors_header_gives_one_line_or_is_read(
+def test_made_up_safetensors_header_gives_one_line_or_is_read(
     tmp_path: Path, header: Any, tail: bytes
 ) -> None:
     text = json.dumps(header).encode()
@@ -175,7 +175,7 @@ def test_a_made_up_safetensors_header_gives_one_line_or_is_read(
     error_of_reading(path)
 
 
-def test_a_header_with_one_name_twice_is_an_error(tmp_path: Path) -> None:
+def test_header_with_one_name_twice_is_an_error(tmp_path: Path) -> None:
     entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     text = f"{{{entry},{entry}}}".encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
@@ -199,19 +199,19 @@ def assert_refused(path: Path, trace: Path) -> None:
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old"])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path, new_format: bool) -> None:
+def test_pickle_with_code_in_it_is_rejected_and_not_run(tmp_path: Path, new_format: bool) -> None:
     trace, path = tmp_path / "trace", tmp_path / "x.pt"
     torch.save({"model": STATE, "args": Bomb(trace)}, path, _use_new_zipfile_serialization=new_format)
     assert_refused(path, trace)
 
 
-def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_bare_pickle_is_rejected_and_not_run(tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "x.pth"
     path.write_bytes(pickle.dumps({"model": Bomb(trace)}))
     assert_refused(path, trace)
 
 
-def test_tensor_without_values_is_refused(tmp_path: Path) -> None:
+def test_tensor_without_values_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({"a": torch.empty(3, device="meta"), "b": torch.ones(2)}, path)
     with raises(WeightsError, "meta", where=path):
@@ -222,7 +222,7 @@ def test_tensor_without_values_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("numbers", [60, 7, 10**8])
-def test_a_pickle_that_claims_other_sizes_is_refused(tmp_path: Path, numbers: int, verify: bool) -> None:
+def test_pickle_that_claims_other_sizes_is_rejected(tmp_path: Path, numbers: int, verify: bool) -> None:
     """The bytes behind a record are another tensor's: its checksum says nothing of who reads them."""
     source, path = tmp_path / "source.pt", tmp_path / "x.pt"
     torch.save({"a": torch.ones(50), "b": torch.full((5000,), 2.0)}, source)
@@ -237,14 +237,14 @@ def test_a_pickle_that_claims_other_sizes_is_refused(tmp_path: Path, numbers: in
         read_torch(path)
 
 
-def test_a_zip_of_other_content_is_an_error(tmp_path: Path) -> None:
+def test_zip_of_other_content_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("hello", "x")
     assert_refused(tmp_path / "x.pt", tmp_path / "trace")
 
 
 @pytest.mark.parametrize("where", ["whole", "inside"])
-def test_a_forged_metadata_is_refused_and_not_run(tmp_path: Path, where: str) -> None:
+def test_forged_metadata_is_rejected_and_not_run(tmp_path: Path, where: str) -> None:
     folder, index = write_dcp_index(tmp_path)
     trace = tmp_path / "trace"
     metadata: Any = pickle.loads(index.read_bytes())
@@ -279,7 +279,7 @@ def words_of(*values: str) -> bytes:
     return b"".join(b"X" + len(value.encode()).to_bytes(4, "little") + value.encode() for value in values)
 
 
-def test_index_with_new_enum_members_is_refused(tmp_path: Path) -> None:
+def test_index_with_new_enum_members_is_rejected(tmp_path: Path) -> None:
     """To a true `getattr` it is a way to exec: E.__class__.__call__.__globals__.get("bltns").exec(code)."""
     trace = tmp_path / "trace"
     code = f"open({str(trace)!r}, 'w')"
@@ -320,13 +320,13 @@ def test_training_resumes_without_torch_unpickling(tmp_path: Path, monkeypatch: 
     assert all(torch.equal(state["model"][name], value) for name, value in STATE.items())
 
 
-def test_code_in_the_bytes_of_a_dcp_entry_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_code_in_a_dcp_entry_is_rejected_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     dcp.save({"model": STATE, "base": {"path": Bomb(trace)}}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert_refused(tmp_path / "dcp", trace)
 
 
-def test_a_metadata_that_points_outside_its_folder_is_refused(tmp_path: Path) -> None:
+def test_metadata_that_points_outside_its_folder_is_rejected(tmp_path: Path) -> None:
     folder, index = write_dcp_index(tmp_path)
     metadata: Any = pickle.loads(index.read_bytes())
     for place in metadata.storage_data.values():
@@ -337,7 +337,7 @@ def test_a_metadata_that_points_outside_its_folder_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("change", [-1, 1, 4096])
-def test_a_distcp_of_another_size_than_its_index_is_named(tmp_path: Path, change: int) -> None:
+def test_distcp_of_another_size_than_its_index_is_named(tmp_path: Path, change: int) -> None:
     """Files of another iteration, where no checksums.json tells."""
     folder, data = write_dcp_data(tmp_path)
     size = data.stat().st_size
@@ -347,14 +347,14 @@ def test_a_distcp_of_another_size_than_its_index_is_named(tmp_path: Path, change
             read(folder)
 
 
-def test_a_save_that_was_not_finished_is_an_error(tmp_path: Path) -> None:
+def test_save_that_was_not_finished_is_an_error(tmp_path: Path) -> None:
     folder, index = write_dcp_index(tmp_path)
     index.unlink()
     with raises(WeightsError, ".metadata"):
         open_weights(folder)
 
 
-def test_a_missing_distcp_file_is_named(tmp_path: Path) -> None:
+def test_missing_distcp_file_is_named(tmp_path: Path) -> None:
     folder, _ = write_dcp_data(tmp_path)
     (folder / "__0_0.distcp").unlink()
     with raises(WeightsError, "__0_0.distcp"):
@@ -364,7 +364,7 @@ def test_a_missing_distcp_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../../x"}}', "{" * 99999]
 )
-def test_a_damaged_index_is_an_error(tmp_path: Path, text: str) -> None:
+def test_damaged_index_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
     assert_refused(tmp_path, tmp_path / "trace")
 

@@ -190,7 +190,7 @@ def test_fingerprint_depends_on_weights_not_on_form(tmp_path: Path, weights: Wei
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-def test_a_model_is_filled_in_the_requested_dtype(
+def test_model_is_filled_in_the_requested_dtype(
     tmp_path: Path, weights: Weights, dtype: torch.dtype | None
 ) -> None:
     model = load_transformer(official(tmp_path, weights), dtype=dtype)
@@ -269,7 +269,7 @@ def test_it_still_is_after_the_guides_dcp_to_torch(tmp_path: Path, weights: Weig
     assert_trained(file, weights)
 
 
-def test_a_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
+def test_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
     base = official(tmp_path / "base", weights)
     run = trained_only(tmp_path / "run", weights, base)
     base.rename(tmp_path / "moved")
@@ -278,26 +278,26 @@ def test_a_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
     assert_trained(run, weights, tmp_path / "moved")
 
 
-def test_another_base_is_refused(tmp_path: Path, weights: Weights) -> None:
+def test_another_base_is_rejected(tmp_path: Path, weights: Weights) -> None:
     run = trained_only(tmp_path / "run", weights, official(tmp_path / "base", weights))
     other = official(tmp_path / "other", {**weights, "head.head.bias": weights["head.head.bias"] + 1})
     with raises(WeightsError, "base"):
         open_weights(run, base_path=other)
 
 
-def test_a_base_in_another_dialect_is_the_same_base(tmp_path: Path, weights: Weights) -> None:
+def test_base_in_another_dialect_is_the_same_base(tmp_path: Path, weights: Weights) -> None:
     run = trained_only(tmp_path / "run", weights, official(tmp_path / "base", weights))
     assert_trained(run, weights, diffusers_root(tmp_path / "other", weights))
 
 
-def test_a_base_that_leads_back_to_itself_is_an_error(tmp_path: Path, weights: Weights) -> None:
+def test_base_that_leads_back_to_itself_is_an_error(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "loop.pt"
     torch.save({"model": {MM("head.head.bias"): torch.ones(2)}, "base": {"path": str(path)}}, path)
     with raises(WeightsError, "base"):
         open_weights(path)
 
 
-def test_a_branch_without_a_base_is_an_error(tmp_path: Path, weights: Weights) -> None:
+def test_branch_without_a_base_is_an_error(tmp_path: Path, weights: Weights) -> None:
     branch = {name: tensor for name, tensor in weights.items() if name.startswith("vace_")}
     with raises(WeightsError, "VACE", "--cfg.base_path", "vace_pretrained", "model.transformer"):
         open_weights(save({"model": mm(branch)}, tmp_path / "branch.pt"))
@@ -315,14 +315,14 @@ def refused(path: Any, *words: str) -> WeightsError:
     return caught.value
 
 
-def test_the_root_of_a14b_is_an_error_that_names_both_experts(tmp_path: Path, weights: Weights) -> None:
+def test_root_of_a14b_is_an_error_that_names_both_experts(tmp_path: Path, weights: Weights) -> None:
     for expert in ("high_noise_model", "low_noise_model"):
         official(tmp_path / expert, weights)
     refused(tmp_path, str(tmp_path / "high_noise_model"), str(tmp_path / "low_noise_model"))
     assert open_weights(tmp_path / "low_noise_model").config == TINY
 
 
-def test_a_diffusers_a14b_root_names_both_experts(tmp_path: Path, weights: Weights) -> None:
+def test_diffusers_a14b_root_names_both_experts(tmp_path: Path, weights: Weights) -> None:
     diffusers_root(tmp_path, weights)
     (tmp_path / "transformer_2").mkdir()
     refused(tmp_path, str(tmp_path / "transformer"), "transformer_2")
@@ -336,7 +336,7 @@ def test_a_diffusers_a14b_root_names_both_experts(tmp_path: Path, weights: Weigh
         "lora_unet__blocks_0_self_attn_q.lora_down.weight",
     ],
 )
-def test_a_lora_is_recognized_and_refused_with_a_hint(tmp_path: Path, name: str) -> None:
+def test_lora_is_recognized_and_rejected_with_a_hint(tmp_path: Path, name: str) -> None:
     save_file({name: torch.ones(4, 4)}, tmp_path / "lora.safetensors")
     error = refused(tmp_path / "lora.safetensors", "LoRA (1 adapter weights", name)
     assert "merge_lora" in error.fix
@@ -363,7 +363,7 @@ def test_one_weight_in_two_shards_is_an_error(tmp_path: Path, weights: Weights) 
     refused([*paths, again], f"{again}: head.head.bias ", "keep one")
 
 
-def test_a_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
+def test_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
     second = sharded(tmp_path, weights) / "diffusion_pytorch_model-00002-of-00003.safetensors"
     second.unlink()
     refused(tmp_path, "1 of 3 shards", second.name)
@@ -390,18 +390,18 @@ def test_integer_weights_are_an_error(tmp_path: Path, weights: Weights) -> None:
     refused(official(tmp_path, numbers), "head.head.bias torch.int64")
 
 
-def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
+def test_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
     refused(tmp_path, "is empty")
     refused(tmp_path / "nowhere", absent(tmp_path / "nowhere"))
 
 
-def test_config_of_another_model_is_refused(tmp_path: Path, weights: Weights) -> None:
+def test_config_of_another_model_is_rejected(tmp_path: Path, weights: Weights) -> None:
     folder = official(tmp_path, weights)
     config(folder, {**official_json(TINY), "dim": 16})
     with raises(WeightsError, "dim", 16, 48, where=folder / "config.json"):
         open_weights(folder)
 
 
-def test_the_official_folder_of_the_tiny_maker_opens(tmp_path: Path) -> None:
+def test_official_folder_of_the_tiny_maker_opens(tmp_path: Path) -> None:
     write_transformer(tmp_path, tiny_transformer())
     assert open_weights(tmp_path).config == TINY

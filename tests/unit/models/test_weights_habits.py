@@ -83,7 +83,7 @@ def test_wrapped_names_open(tmp_path: Path, weights: Weights, rename: Callable[[
     assert wrapped.fingerprint() == plain.fingerprint()
 
 
-def test_a_trunk_and_a_module_open_as_one_model(
+def test_trunk_and_a_module_open_as_one_model(
     pair: tuple[Path, Path], tmp_path: Path, weights: Weights
 ) -> None:
     trunk, module = pair
@@ -95,7 +95,7 @@ def test_a_trunk_and_a_module_open_as_one_model(
         assert source.config == TINY
 
 
-def test_a_diffusers_trunk_takes_an_official_module(
+def test_diffusers_trunk_takes_an_official_module(
     pair: tuple[Path, Path], tmp_path: Path, weights: Weights
 ) -> None:
     names = KEY_MAPS["diffusers"].to_theirs
@@ -121,7 +121,7 @@ def test_hf_to_mm_completes_a_module(pair: tuple[Path, Path], tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", f"folder/{FILE}", f"folder/{FILE}.index.json"])
-def test_an_lfs_pointer_of_a_transformer_is_named(tmp_path: Path, name: str) -> None:
+def test_lfs_pointer_of_a_transformer_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(POINTER)
     with raises(WeightsError, "LFS pointer", "34.7 GB"):
@@ -131,7 +131,7 @@ def test_an_lfs_pointer_of_a_transformer_is_named(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "name", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "tokenizer.json", "spiece.model"]
 )
-def test_an_lfs_pointer_of_another_part_is_named(tmp_path: Path, name: str) -> None:
+def test_lfs_pointer_of_another_part_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(POINTER)
     reader: Callable[[], object] = partial(Tokenizer, tmp_path, 512)
     if name.endswith(".pth"):
@@ -141,14 +141,14 @@ def test_an_lfs_pointer_of_another_part_is_named(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", [FILE, "diffusion_pytorch_model.pth", "Wan2.1_VAE.pth"])
-def test_a_dangling_link_is_named_with_its_target(tmp_path: Path, name: str) -> None:
+def test_dangling_link_is_named_with_its_target(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("../../blobs/4d7a")
     with raises(WeightsError, name, "../../blobs/4d7a"):
         load_vae(tmp_path) if "VAE" in name else open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer_2", "high_noise_model", "release"])
-def test_a_dangling_link_to_a_folder_is_named(tmp_path: Path, weights: Weights, name: str) -> None:
+def test_dangling_link_to_a_folder_is_named(tmp_path: Path, weights: Weights, name: str) -> None:
     if name == "transformer_2":  # the other half must not pass for a whole model
         (tmp_path / "transformer").mkdir()
         save_file(weights, tmp_path / "transformer" / FILE)
@@ -164,7 +164,7 @@ def test_dangling_links_inside_transformer_are_named(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-def test_a_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
+def test_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / f"{FILE}.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
     (tmp_path / "1.safetensors").symlink_to("gone")
     with raises(WeightsError, "1.safetensors", "gone"):
@@ -186,7 +186,7 @@ def test_another_model_is_named(tmp_path: Path, names: list[str], what: str) -> 
         open_weights(tmp_path / "x.safetensors")
 
 
-def test_an_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
+def test_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
     trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("vace_")}
     patch = trunk["patch_embedding.weight"]
     trunk["patch_embedding.weight"] = torch.zeros(patch.shape[0], 36, *patch.shape[2:])
@@ -198,7 +198,7 @@ def test_an_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
         open_weights(tmp_path)
 
 
-def test_the_vae_of_wan22_is_named(tmp_path: Path) -> None:
+def test_vae_of_wan22_is_named(tmp_path: Path) -> None:
     torch.save({"encoder.conv1.weight": torch.zeros(2, 12, 3, 3, 3)}, tmp_path / "Wan2.2_VAE.pth")
     with raises(WeightsError, "Wan2.2-TI2V-5B", "Wan2.1_VAE.pth"):
         load_vae(tmp_path)
@@ -225,7 +225,7 @@ def test_wrapped_text_encoder_opens(tmp_path: Path, prefix: str) -> None:
     assert load_text_encoder(wrapped).fingerprint == load_text_encoder(plain).fingerprint
 
 
-def test_vae_with_and_without_wrapper_is_refused(tmp_path: Path) -> None:
+def test_vae_with_and_without_wrapper_is_rejected(tmp_path: Path) -> None:
     weight = torch.zeros(1)
     torch.save(
         {"encoder.conv1.weight": weight, "_orig_mod.encoder.conv1.weight": weight}, tmp_path / "vae.pth"

@@ -25,7 +25,7 @@ PUBLISHED = ("Wan2.1-VACE-1.3B", "Wan2.1-VACE-14B")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_layout_is_the_published_files(name: str) -> None:
+def test_layout_is_the_published_files(name: str) -> None:
     assert layout(PRESETS[name]) == published_layout(name)
 
 
@@ -37,7 +37,7 @@ def test_published_shapes_alone_determine_the_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY.model_copy(update={"vace_layers": ()})])
-def test_the_layout_is_our_models(config: VaceConfig) -> None:
+def test_layout_is_our_models(config: VaceConfig) -> None:
     model = {name: tuple(tensor.shape) for name, tensor in build_on_meta(config).state_dict().items()}
     assert layout(config) == model
 
@@ -59,7 +59,7 @@ def test_every_name_comes_back(name: str, dialect: str) -> None:
     assert [key_map.to_ours(key) for key in theirs] == names
 
 
-def test_mm_names_are_those_of_the_guide() -> None:
+def test_mm_names_match_the_guide() -> None:
     to_mm = KEY_MAPS["mm"].to_theirs
     assert to_mm("blocks.3.self_attn.norm_q.weight") == "wan_dit.blocks.3.self_attn.q_norm.weight"
     assert to_mm("text_embedding.2.bias") == "wan_dit.text_embedding.linear_2.bias"
@@ -70,7 +70,7 @@ def test_mm_names_are_those_of_the_guide() -> None:
     assert to_mm("head.modulation") == "wan_dit.head.modulation"
 
 
-def test_the_two_proj_outs_of_diffusers_stay_apart() -> None:
+def test_two_proj_outs_of_diffusers_stay_apart() -> None:
     to_ours = KEY_MAPS["diffusers"].to_ours
     assert to_ours("proj_out.weight") == "head.head.weight"
     assert to_ours("vace_blocks.1.proj_out.weight") == "vace_blocks.1.after_proj.weight"
@@ -141,7 +141,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[object, ...]]] = [
 
 
 @pytest.mark.parametrize(("changes", "facts"), CONTRADICTIONS, ids=lambda case: json.dumps(case)[:30])
-def test_config_that_contradicts_the_tensors_is_refused(
+def test_config_that_contradicts_the_tensors_is_rejected(
     changes: dict[str, Any], facts: tuple[object, ...]
 ) -> None:
     hints = read_hints({**official_json(TINY), **changes})
@@ -161,7 +161,7 @@ def test_diffusers_config_is_named_by_its_own_keys(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("key", sorted({*official_json(TINY), *diffusers_json(TINY)}))
-def test_config_that_is_silent_about_a_key_is_accepted(key: str) -> None:
+def test_config_without_a_key_is_accepted(key: str) -> None:
     for values in (official_json(TINY), diffusers_json(TINY)):
         for silent in ({name: value for name, value in values.items() if name != key}, {**values, key: None}):
             check_hints(layout(TINY), read_hints(silent))

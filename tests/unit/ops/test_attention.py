@@ -17,7 +17,7 @@ def heads(seed, tokens, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_the_fused_kernel_is_the_formula_with_its_gradients(dtype, atol):
+def test_fused_kernel_matches_the_formula_with_its_gradients(dtype, atol):
     q, k, v = heads(0, 11, dtype), heads(1, 7, dtype), heads(2, 7, dtype)
     results = []
     for function in (attend, attend_reference):
@@ -31,7 +31,7 @@ def test_the_fused_kernel_is_the_formula_with_its_gradients(dtype, atol):
         )
 
 
-def test_the_formula_is_softmax_of_scaled_products():
+def test_formula_is_softmax_of_scaled_products():
     q, k, v = (heads(seed, 5).double() for seed in range(3))
     weights = torch.softmax((q[0, :, 1] @ k[0, :, 1].T) / 4, dim=-1)
     torch.testing.assert_close(
@@ -41,7 +41,7 @@ def test_the_formula_is_softmax_of_scaled_products():
 
 @pytest.mark.parametrize("copies", [1, 2, 500])
 @pytest.mark.parametrize("own", [True, False])
-def test_a_row_that_stands_many_times_counts_as_that_many_rows(copies, own):
+def test_repeated_row_counts_every_time(copies, own):
     q, k, v = heads(0, 9), heads(1, 4), heads(2, 4)
     rows = [torch.cat((x, x[:, -1:].repeat(1, copies - 1, 1, 1)), dim=1) for x in (k, v)]
     assert rows[0].shape[1] == 3 + copies

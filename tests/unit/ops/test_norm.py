@@ -17,7 +17,7 @@ def inputs(dtype, weight_dtype):
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_value_and_gradients_are_those_of_the_formula(dtype, weight_dtype):
+def test_value_and_gradients_match_the_formula(dtype, weight_dtype):
     x, weight, grad = inputs(dtype, weight_dtype)
     tolerance = (
         {"atol": 1e-5, "rtol": 1e-5}
@@ -33,7 +33,7 @@ def test_value_and_gradients_are_those_of_the_formula(dtype, weight_dtype):
         torch.testing.assert_close(fused, plain, **tolerance)
 
 
-def test_a_frozen_weight_gets_no_gradient():
+def test_frozen_weight_gets_no_gradient():
     x, weight, grad = inputs(torch.float32, torch.float32)
     weight.requires_grad_(False)
     rms_norm(x, weight, 1e-6).backward(grad)

@@ -125,7 +125,7 @@ def heads(seed, tokens=30, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_is_the_formula(torch_npu, dtype):
+def test_attention_matches_the_formula(torch_npu, dtype):
     q, k, v = heads(0, dtype=dtype), heads(1, 7, dtype=dtype), heads(2, 7, dtype=dtype)
     torch.testing.assert_close(
         attend(q, k, v), attend_reference(q, k, v), atol=2e-2 if dtype != q.float().dtype else 1e-6, rtol=0
@@ -141,7 +141,7 @@ def test_rms_norm_equals_its_formula(torch_npu, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rotation_is_the_formula(torch_npu, dtype):
+def test_rotation_matches_the_formula(torch_npu, dtype):
     cos, sin = rope_tables((2, 3, 5), (4, 4, 4), torch.device("cpu"))
     x = heads(0, dtype=dtype)
     torch.testing.assert_close(
@@ -157,7 +157,7 @@ def test_many_heads_use_the_rotation_formula(torch_npu):
     assert torch_npu.calls == []
 
 
-def test_the_whole_model_computes_the_same_with_the_fused_ops(torch_npu, monkeypatch):
+def test_whole_model_computes_the_same_with_the_fused_ops(torch_npu, monkeypatch):
     model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     fused = model(**inputs)
     fused.square().mean().backward()
@@ -196,7 +196,7 @@ def test_padding_rows_are_given_to_the_fused_kernel(torch_npu):
         ("npu_rotary_mul", (), {"mode": "interleave"}),
     ],
 )
-def test_the_fake_rejects_what_torch_npu_does_not_declare(torch_npu, op, args, kwargs):
+def test_fake_rejects_what_torch_npu_does_not_declare(torch_npu, op, args, kwargs):
     tensors = (heads(0),) * (2 if op == "npu_rms_norm" else 3)
     with pytest.raises(TypeError):
         getattr(torch_npu, op)(*tensors, *args, **kwargs)

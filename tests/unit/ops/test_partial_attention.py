@@ -51,7 +51,7 @@ def test_gradients_of_parts_sum_to_those_of_the_whole(kernels):
         torch.testing.assert_close(joined, wanted[place], rtol=1e-6, atol=1e-6)
 
 
-def test_a_part_that_outweighs_the_others_does_not_overflow():
+def test_part_that_outweighs_the_others_does_not_overflow():
     q = torch.full((1, 1, 1, 8), 100.0)
     k, v = torch.cat([-q, q], 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 1, 8)
     parts = [attend_part(q, k[:, i : i + 1], v[:, i : i + 1]) for i in range(2)]

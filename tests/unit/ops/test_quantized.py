@@ -31,7 +31,7 @@ def layer(form: QuantFormat, dtype: torch.dtype = torch.float32) -> tuple[Quanti
 
 @pytest.mark.parametrize("form", BOUNDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_is_off_by_the_rounding_alone(form: QuantFormat, dtype: torch.dtype) -> None:
+def test_product_error_is_only_rounding(form: QuantFormat, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     held, exact = layer(form, dtype)
     x = torch.randn(3, 40, 256)
@@ -43,7 +43,7 @@ def test_a_product_is_off_by_the_rounding_alone(form: QuantFormat, dtype: torch.
 
 
 @pytest.mark.parametrize("form", BOUNDS)
-def test_the_gradient_is_that_of_the_expanded_weights(form: QuantFormat) -> None:
+def test_gradient_matches_the_expanded_weights(form: QuantFormat) -> None:
     torch.manual_seed(1)
     held, _ = layer(form)
     plain = nn.Linear(256, 96)
@@ -69,7 +69,7 @@ def test_each_row_has_its_own_scale(form: QuantFormat) -> None:
 
 
 @pytest.mark.parametrize("form", BOUNDS)
-def test_a_row_with_nan_has_a_scale_that_says_so(form: QuantFormat) -> None:
+def test_row_with_nan_has_a_nan_scale(form: QuantFormat) -> None:
     weight = torch.ones(2, 8)
     weight[1, 3] = float("nan")
     _, scale = quantize_rows(weight, form)

@@ -14,7 +14,7 @@ from tests.support.errors import raises
 CPU = torch.device("cpu")
 
 
-def test_the_angle_of_a_pair_is_its_axis_position_times_its_rate():
+def test_angle_of_a_pair_is_its_axis_position_times_its_rate():
     cos, sin = rope_tables((3, 4, 5), (44, 42, 42), CPU)
     assert cos.shape == sin.shape == (60, 64)
     assert cos.dtype == torch.float32
@@ -38,7 +38,7 @@ def test_far_positions_keep_fp64_angles():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_rotation_is_the_formula_with_its_gradient(dtype):
+def test_fused_rotation_matches_the_formula_with_its_gradient(dtype):
     cos, sin = rope_tables((2, 3, 2), (8, 4, 4), CPU)
     x = torch.randn(2, 12, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     results = []
@@ -61,6 +61,6 @@ def test_scores_depend_on_the_distance_of_positions_only():
     assert scores[8, 0] != scores[0, 8]
 
 
-def test_a_grid_beyond_the_models_positions_is_refused():
+def test_grid_beyond_the_models_positions_is_rejected():
     with raises(DataError, "1025, 2, 2", 1024):
         rope_tables((1025, 2, 2), (44, 42, 42), CPU)

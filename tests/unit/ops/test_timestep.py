@@ -12,7 +12,7 @@ from mindspeed_mm.ops.timestep import sinusoid
 from tests.support.errors import raises
 
 
-def test_it_is_the_closed_formula():
+def test_it_matches_the_closed_formula():
     timestep = torch.tensor([0.0, 437.25, 1000.0])
     table = sinusoid(timestep, 256)
     assert table.shape == (3, 256)
@@ -32,6 +32,6 @@ def test_whole_numbers_and_doubles_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_timestep_is_refused(dtype):
+def test_half_precision_timestep_is_rejected(dtype):
     with raises(DataError, "float32"):
         sinusoid(torch.tensor([937.5], dtype=dtype), 256)

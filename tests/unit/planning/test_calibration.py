@@ -37,14 +37,14 @@ def test_measured_rates_plan_a_run_on_this_device() -> None:
     assert plan.time.total > 0
 
 
-def test_a_device_that_nobody_measured_is_an_error() -> None:
+def test_unmeasured_device_is_an_error() -> None:
     job, flags = read_job([*FILES, "--device", "here"])
     with raises(ConfigError, "--calibrate", where="--device here"):
         make_plan(job, flags)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"half": "fast"}'])
-def test_a_file_without_calibration_is_an_error(text: str) -> None:
+def test_file_without_calibration_is_an_error(text: str) -> None:
     calibration_file().parent.mkdir(parents=True)
     calibration_file().write_text(text)
     with raises(ConfigError, "--calibrate", where=str(calibration_file())):

@@ -35,13 +35,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_planned_memory_is_that_of_torchs_tracker(case: Case) -> None:
+def test_planned_memory_matches_torchs_tracker(case: Case) -> None:
     """Where the trunk trains the tracker counts up to 16 D bytes a token more than real ranks allocate."""
     assert case.planned().total == pytest.approx(peak(case.traced)["Total"], rel=0.1)
 
 
 @pytest.mark.slow
-def test_two_shallow_traces_foretell_the_deep_plan() -> None:
+def test_two_shallow_traces_predict_the_deep_plan() -> None:
     """Memory is linear in depth: the line through depths 2 and 3 meets the plan of all 15 branch blocks."""
     case = Case("1.3B", "full", "branch", shards=8, depth=2)
     first, second = peak(case.traced)["Total"], peak(replace(case, depth=3).traced)["Total"]

@@ -49,7 +49,7 @@ def test_each_rank_holds_the_weights_of_its_stages(layers: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize(("ranks", "virtual", "count"), [(2, 1, 8), (4, 1, 4), (2, 2, 4), (4, 3, 8)])
-def test_waiting_micro_batches_are_those_of_torchs_schedules(ranks: int, virtual: int, count: int) -> None:
+def test_waiting_micro_batches_match_torchs_schedules(ranks: int, virtual: int, count: int) -> None:
     run = replace(STAGED, stages=(1,) * ranks * virtual, pipeline=ranks, micro_batches=count)
     in_round = count // max(1, count // ranks)
     for rank in range(ranks):
@@ -76,7 +76,7 @@ def test_costs_of_blocks_sum_to_those_of_a_step(part: str, mode: str | None) -> 
     assert set(costs) == set(names)
 
 
-def test_bubble_imbalance_and_tokens_are_the_formulas() -> None:
+def test_bubble_imbalance_and_tokens_match_the_formulas() -> None:
     plain, staged = step_time(PLAIN, H100, "bf16"), step_time(STAGED, H100, "bf16")
     computing = (plain.products + plain.attention) / 4
     assert staged.products + staged.attention == pytest.approx(computing)

@@ -112,7 +112,7 @@ def test_every_proposed_change_fits(size: str, device: str, count: int) -> None:
     assert kept == sorted(kept, reverse=True)
 
 
-def test_a_proposal_has_no_setting_too_many() -> None:
+def test_proposal_has_no_setting_too_many() -> None:
     job, flags = read_job([*files("14B"), "--device", "4090"])
     run, device = run_of(job, largest_clip(job, flags).grid), find_device("4090")
     names = [set(change.settings) for change in smallest_changes(run, device, "bf16", device.memory * GIB)]
@@ -136,18 +136,18 @@ def test_devices_are_found_in_any_spelling() -> None:
         ("Ascend910D", "Ascend 910C"),
     ],
 )
-def test_an_unknown_device_names_the_nearest(name: str, nearest: str) -> None:
+def test_unknown_device_names_the_nearest(name: str, nearest: str) -> None:
     with raises(ConfigError, name, meant(nearest), "Ascend 910B", where="--device"):
         find_device(name)
 
 
-def test_a_clip_that_does_not_divide_is_an_error() -> None:
+def test_clip_that_does_not_divide_is_an_error() -> None:
     job, flags = read_job([*files("1.3B"), "--frames", "80", "--height", "470"])
     with raises(ConfigError, 80, "470x832", where="--frames, --height, --width"):
         largest_clip(job, flags)
 
 
-def test_the_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
+def test_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
     shutil.copy(VACE / "1.3B/pretrain_model.json", tmp_path)
     listing = tmp_path / "data.jsonl"
     rows = [
@@ -194,7 +194,7 @@ def test_recomputing_costs_time_and_saves_memory() -> None:
     assert 1.2 < step_time(full, device, "bf16").total / step_time(none, device, "bf16").total < 1.45
 
 
-def test_weak_scaling_keeps_to_what_divides(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weak_scaling_uses_only_divisors(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(lines(capsys, *files("14B"), "--json", "--context-parallel-size", "4"))
 
     assert [one["devices"] for one in plan["counts"]] == [2**power for power in range(2, 11)]
@@ -202,7 +202,7 @@ def test_weak_scaling_keeps_to_what_divides(capsys: pytest.CaptureFixture[str]) 
     assert speeds == sorted(speeds)
 
 
-def test_the_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines(capsys, *files("14B"), "--picture", str(tmp_path / "plan.png"))
 
     with Image.open(tmp_path / "plan.png") as image:
@@ -215,7 +215,7 @@ def test_the_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("place", [".", "", "/"])
-def test_a_picture_in_place_of_a_folder_is_one_line(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picture_in_place_of_a_folder_is_one_line(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["plan", *files("1.3B"), f"--picture={place}"])
     assert ended.value.code == 1
@@ -224,7 +224,7 @@ def test_a_picture_in_place_of_a_folder_is_one_line(place: str, capsys: pytest.C
     assert len(said.strip().splitlines()) == 1
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     job, flags = read_job(files("1.3B"))
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "plan.png"
@@ -262,7 +262,7 @@ GENERATED = {
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
-def test_table_of_the_readme_is_what_plan_says(readme: str) -> None:
+def test_readme_table_matches_vace_plan(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")
     for ours in (("昇腾", "Ascend"), ("分钟", "min"), ("：", ": "), ("，", ", "), ("LoRA, ", "LoRA，")):
         text = text.replace(*ours) if readme == "README_zh.md" else text

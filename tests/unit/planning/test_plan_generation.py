@@ -54,9 +54,7 @@ def small(ffn: int) -> PredictorConfig:
 @pytest.mark.parametrize(
     ("dtype", "ffn"), [(torch.bfloat16, 512), (torch.bfloat16, 2048), (torch.float32, 1024)]
 )
-def test_activations_are_those_of_a_real_pass(
-    dtype: torch.dtype, ffn: int, branch: bool, passes: int
-) -> None:
+def test_activations_match_a_real_pass(dtype: torch.dtype, ffn: int, branch: bool, passes: int) -> None:
     config = small(ffn)
     model = VaceTransformer(config.model).to(dtype).eval()
     for name in ("time_embedding", "time_projection", "head"):
@@ -89,7 +87,7 @@ def test_activations_are_those_of_a_real_pass(
     assert activation_bytes(run, passes) == pytest.approx(measured, rel=0.1)
 
 
-def test_weights_in_8_bits_are_those_of_the_model() -> None:
+def test_weights_in_8_bits_match_the_model() -> None:
     config = small(512).model
     with torch.device("meta"):
         model = VaceTransformer(config).to(torch.bfloat16)
@@ -131,7 +129,7 @@ def test_tied_embedding_of_a_folder_counts_once(tmp_path: Path) -> None:
     assert text_parameters(str(tmp_path / "nowhere")) == TEXT_PARAMETERS
 
 
-def test_weights_are_those_of_the_model() -> None:
+def test_weights_match_the_model() -> None:
     config = small(512).model
     with torch.device("meta"):
         model = VaceTransformer(config).to(torch.bfloat16)
@@ -209,7 +207,7 @@ def test_windows_of_a_long_video_each_take_all_steps(
 
 
 @pytest.mark.parametrize("more", [(), ("--offload=block",), ("--num-frames=49",)])
-def test_a_dry_run_ends_with_the_memory(
+def test_dry_run_ends_with_the_memory(
     more: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the plan has it for a device with room."""

@@ -70,7 +70,7 @@ def test_finished_video_has_pictures(server: Server, tmp_path: Path, variant: st
     assert Image.open(io.BytesIO(content.content)).format == kind
 
 
-def test_defaults_of_the_servers_json_are_those_of_a_request(server: Server) -> None:
+def test_defaults_of_the_servers_json_match_a_request(server: Server) -> None:
     assert post(server).json()["size"] == "64x64"
 
 
@@ -127,7 +127,7 @@ def test_input_reference_is_a_first_frame_or_a_clip(server: Server, tmp_path: Pa
         ({"num_frames": "10001", "size": "16384x16384"}, "size", "fewer"),
     ],
 )
-def test_wrong_field_is_refused_by_name(
+def test_wrong_field_is_rejected_by_name(
     server: Server, fields: dict[str, str], where: str, fact: str
 ) -> None:
     response = post(server, **fields)
@@ -138,7 +138,7 @@ def test_wrong_field_is_refused_by_name(
 
 
 @pytest.mark.parametrize("value", [True, False, [1], {}])
-def test_seconds_of_another_kind_are_refused(server: Server, value: Any) -> None:
+def test_seconds_of_another_kind_are_rejected(server: Server, value: Any) -> None:
     response = server.client.post("/v1/videos", json={"prompt": "a ball", "seconds": value})
     assert response.status_code == 400
     assert error_of(response)["where"] == "seconds"
@@ -162,7 +162,7 @@ def test_seconds_of_another_kind_are_refused(server: Server, value: Any) -> None
         ("nonsense", png(), 400),
     ],
 )
-def test_file_that_is_not_what_it_says_is_refused(
+def test_file_that_is_not_what_it_says_is_rejected(
     server: Server, slot: str, content: bytes, status: int
 ) -> None:
     response = post(server, files=[(slot, ("clip.mp4", content))])
@@ -209,13 +209,13 @@ def test_task_takes_no_path(
     assert list(server.folders.root.glob("*")) == []
 
 
-def test_long_json_is_refused_before_it_is_parsed(server: Server) -> None:
+def test_long_json_is_rejected_before_it_is_parsed(server: Server) -> None:
     body = b"[" + b"[]," * 400_000 + b"[]]"
     refused = server.client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
     assert (refused.status_code, error_of(refused)["code"]) == (413, "too_large")
 
 
-def test_file_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
+def test_file_that_is_missing_answers_404(server: Server, tmp_path: Path) -> None:
     made = post(server).json()
     finish(server, tmp_path)
     server.folders.result(made["id"]).unlink()
@@ -225,20 +225,20 @@ def test_file_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
     assert post(server, "/v1/videos/edits", video=made["id"]).status_code == 404
 
 
-def test_sheet_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
+def test_sheet_that_is_missing_answers_404(server: Server, tmp_path: Path) -> None:
     made = post(server).json()
     finish(server, tmp_path)
     gone = server.client.get(f"/v1/videos/{made['id']}/content", params={"variant": "sheet"})
     assert (gone.status_code, error_of(gone)["code"]) == (404, "not_found")
 
 
-def test_file_in_a_json_is_refused_by_name(server: Server) -> None:
+def test_file_in_a_json_is_rejected_by_name(server: Server) -> None:
     refused = server.client.post("/v1/videos", json={"prompt": "a ball", "src_video": "clip.mp4"})
     assert (refused.status_code, error_of(refused)["where"]) == (400, "src_video")
     assert "multipart/form-data" in error_of(refused)["fix"]
 
 
-def test_json_that_is_not_utf8_is_refused(server: Server) -> None:
+def test_json_that_is_not_utf8_is_rejected(server: Server) -> None:
     body = '{"prompt": "\u00e9"}'.encode("latin-1")
     refused = server.client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
     assert (refused.status_code, error_of(refused)["code"]) == (400, "invalid_json")
@@ -252,11 +252,11 @@ def test_examples_of_openapi_are_requests(server: Server) -> None:
         assert server.client.post("/v1/videos", json=example["value"]).status_code == 200
 
 
-def test_deeply_nested_video_id_is_refused(server: Server) -> None:
+def test_deeply_nested_video_id_is_rejected(server: Server) -> None:
     assert post(server, "/v1/videos/edits", video='{"a":' * 5000).status_code == 404
 
 
-def test_mask_without_a_clip_is_refused_in_the_apis_words(server: Server) -> None:
+def test_mask_without_a_clip_is_rejected_in_the_apis_words(server: Server) -> None:
     response = post(server, files=[("src_mask", ("m.png", png()))])
     assert "src_mask" in error_of(response)["message"]
     assert "mask_path" not in response.text
@@ -304,7 +304,7 @@ def test_loading_model_answers_503_with_retry_after(server: Server) -> None:
     assert server.client.get("/health").status_code == 200
 
 
-def test_deleted_video_is_gone_with_its_inputs(server: Server) -> None:
+def test_deleting_a_video_deletes_its_inputs(server: Server) -> None:
     made = post(server, files=[("src_ref_images", ("a", png()))]).json()
     assert server.client.delete(f"/v1/videos/{made['id']}").json()["deleted"] is True
     assert not server.folders.of(made["id"]).exists()

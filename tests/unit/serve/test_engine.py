@@ -63,7 +63,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_that_still_imports_ends_with_its_server(tmp_path: Path) -> None:
+def test_worker_that_still_imports_ends_with_its_server(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("print(1, flush=True); import time; time.sleep(60)\n")
     body = (
         "import os, subprocess, sys, time\n"

@@ -25,7 +25,7 @@ def test_folders_of_the_server_are_not_disclosed(tmp_path: Path, ours: str, thei
     assert {error.problem, error.where, error.expected, error.fix} == {theirs}
 
 
-def test_an_input_is_named_by_its_slot(tmp_path: Path) -> None:
+def test_input_is_named_by_its_slot(tmp_path: Path) -> None:
     (tmp_path / "inputs").mkdir()
     path = tmp_path / "inputs" / "src_video_0.mp4"
     path.touch()

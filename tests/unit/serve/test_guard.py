@@ -17,7 +17,7 @@ TOKEN = "0123456789abcdef"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]"])
-def test_foreign_host_header_is_refused(server: Server, host: str) -> None:
+def test_foreign_host_header_is_rejected(server: Server, host: str) -> None:
     assert server.client.get("/v1/videos", headers={"host": host}).status_code == 421
 
 
@@ -26,7 +26,7 @@ def test_loopback_host_header_passes(server: Server, host: str) -> None:
     assert server.client.get("/v1/videos", headers={"host": host}).status_code == 200
 
 
-def test_page_of_another_origin_is_refused(server: Server) -> None:
+def test_page_of_another_origin_is_rejected(server: Server) -> None:
     assert server.client.get("/v1/videos", headers={"origin": "http://evil.example"}).status_code == 403
     for origin in ("null", "http://[", "http://127.0.0.1:81"):
         assert server.client.get("/v1/videos", headers={"origin": origin}).status_code == 403
@@ -70,7 +70,7 @@ def test_other_addresses_than_loopback_need_a_token(monkeypatch: pytest.MonkeyPa
     assert read_token(ServeConfig(host="0.0.0.0", token_file=str(file))) == TOKEN
 
 
-def test_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_token_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VACE_TOKEN", "secret")
     with raises(ConfigError, 6, 16, where="VACE_TOKEN"):
         read_token(ServeConfig())

@@ -114,20 +114,20 @@ def test_processes_share_a_queue_without_taking_a_job_twice(tmp_path: Path) -> N
     assert sorted(found) == sorted(ids)
 
 
-def test_a_foreign_queue_file_is_refused(tmp_path: Path) -> None:
+def test_foreign_queue_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"not a database" * 100)
     with raises(DataError, where=str(tmp_path / DATABASE)):
         JobStore(tmp_path)
 
 
-def test_queue_of_a_later_version_is_refused(tmp_path: Path) -> None:
+def test_queue_of_a_later_version_is_rejected(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / DATABASE) as database:
         database.execute("PRAGMA user_version = 9")
     with raises(DataError, 9, 1, where=str(tmp_path / DATABASE)):
         JobStore(tmp_path)
 
 
-def test_queue_with_overwritten_pages_is_refused(tmp_path: Path) -> None:
+def test_queue_with_overwritten_pages_is_rejected(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, 100)
     store.close()
     path = tmp_path / DATABASE
@@ -141,7 +141,7 @@ def test_queue_with_overwritten_pages_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "old", "new"), [("jobs", "worker", "owner"), ("workers", "message", "text")]
 )
-def test_queue_of_other_columns_is_refused(tmp_path: Path, table: str, old: str, new: str) -> None:
+def test_queue_of_other_columns_is_rejected(tmp_path: Path, table: str, old: str, new: str) -> None:
     filled(tmp_path, 1)[0].close()
     with sqlite3.connect(tmp_path / DATABASE) as database:
         database.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")

@@ -47,7 +47,7 @@ def dit(**more: object) -> dict[str, object]:
     return {"in_dim": TINY.vace_in_dim, "vace_layers": list(TINY.vace_layers), **more}
 
 
-def test_a_trunk_without_branch_trains_with_the_shipped_yaml(tmp_path: Path) -> None:
+def test_trunk_without_branch_trains_with_the_shipped_yaml(tmp_path: Path) -> None:
     environment = make_run(tmp_path, dtype="bf16") | {"FSDP2_CONFIG": str(SHIPPED)}
     trunk = TINY.model_copy(update={"vace_layers": ()})
     write_transformer(tmp_path / "weights", tiny_transformer(0, trunk), torch.float32)
@@ -55,7 +55,7 @@ def test_a_trunk_without_branch_trains_with_the_shipped_yaml(tmp_path: Path) -> 
     assert train(environment)["loss"] > 0
 
 
-def test_training_without_a_branch_is_refused_early(tmp_path: Path) -> None:
+def test_training_without_a_branch_is_rejected_early(tmp_path: Path) -> None:
     environment = make_run(tmp_path)
     edit(environment, vace_dit=dit(vace_layers=[]))
     with raises(ConfigError, "trainable", "branch", "trunk"):
@@ -96,7 +96,7 @@ def test_vace_pretrained_with_no_branch_in_it_is_named(tmp_path: Path) -> None:
         ({"vace_dit": dit(vace_pretrained="/w"), "from_pretrained": None}, "from_pretrained"),
     ],
 )
-def test_contradicting_sources_of_the_branch_are_refused(tmp_path: Path, predictor: dict, fact: str) -> None:
+def test_contradicting_sources_of_the_branch_are_rejected(tmp_path: Path, predictor: dict, fact: str) -> None:
     environment = make_run(tmp_path)
     edit(environment, **predictor)
     with raises(ConfigError, fact):

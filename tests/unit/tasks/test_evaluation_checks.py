@@ -35,7 +35,7 @@ def job_of(
         (["--eval-videos"], HELD_OUT, "--eval-videos", ("dataset_param.validation.prompts",)),
     ],
 )
-def test_evaluation_of_nothing_is_refused(flags, validation, where, facts):  # type: ignore[no-untyped-def]
+def test_evaluation_of_nothing_is_rejected(flags, validation, where, facts):  # type: ignore[no-untyped-def]
     with raises(ConfigError, *facts, where=where):
         job_of(*flags, validation=validation)
 
@@ -43,7 +43,7 @@ def test_evaluation_of_nothing_is_refused(flags, validation, where, facts):  # t
 @pytest.mark.parametrize(
     ("flags", "validation"), [(["--save-best"], HELD_OUT), (["--eval-videos"], PROMPTS), ([], PROMPTS)]
 )
-def test_evaluation_into_no_folder_is_refused(flags, validation, tmp_path):  # type: ignore[no-untyped-def]
+def test_evaluation_into_no_folder_is_rejected(flags, validation, tmp_path):  # type: ignore[no-untyped-def]
     with raises(ConfigError, "--save"):
         job_of(*flags, validation=validation).check_outputs()
     job_of(*flags, f"--save={tmp_path / 'save'}", validation=validation).check_outputs()
@@ -61,7 +61,7 @@ def test_one_of_two_experts_makes_no_videos(name: str) -> None:
     job_of(validation=HELD_OUT, model=model)
 
 
-def test_raw_prompts_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+def test_raw_prompts_longer_than_the_model_takes_are_rejected(tmp_path: Path) -> None:
     values = json.loads((VACE / "feature_extract/data.json").read_text())
     values["dataset_param"]["tokenizer_config"]["model_max_length"] = 600
     data = tmp_path / "data.json"

@@ -187,7 +187,7 @@ def test_published_files_and_flags_parse(tmp_path):
         assert f"{name}: accepted, unused: " in notes
 
 
-def test_the_files_of_this_repository_parse_without_a_remark():
+def test_files_of_this_repository_parse_without_a_remark():
     names = [
         "--mm-data=examples/vace/feature_extract/data.json",
         "--mm-model=examples/vace/feature_extract/model.json",
@@ -218,7 +218,7 @@ def test_save_path_as_a_flag_wins(tmp_path):
         ("tool", "sorafeature.savepath", "x", ("tool.json:sorafeature.savepath",)),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named_with_its_address(tmp_path, file, address, value, facts):
+def test_error_in_a_file_names_its_address(tmp_path, file, address, value, facts):
     files = {"data": PUBLISHED_DATA, "model": PUBLISHED_MODEL, "tools": PUBLISHED_TOOLS}
     name = "tools" if file == "tool" else file
     files[name] = changed(files[name], address, value)
@@ -253,7 +253,7 @@ def test_missing_weights_are_named_with_their_key(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["vae.pth", "t5.pth", "tokenizer", "tokenizer/tokenizer.json"])
-def test_a_fifo_among_the_weights_is_named_at_once(tmp_path, place):
+def test_fifo_among_the_weights_is_named_immediately(tmp_path, place):
     files = {"vae.pth": "ae", "t5.pth": "text_encoder"}
     model = {key: {"from_pretrained": str(tmp_path / name)} for name, key in files.items()}
     for name in files:

@@ -79,7 +79,7 @@ def test_every_row_becomes_the_feature_that_conditioning_gives(root):
             assert torch.equal(stored, text.encode([caption])[0].bfloat16())
 
 
-def test_the_list_repeats_the_rows_in_their_order(root):
+def test_list_repeats_the_rows_in_their_order(root):
     rows = [json.loads(line) for line in (root / "out/data.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["cap"] for row in rows] == [
         "a red ball",
@@ -105,7 +105,7 @@ def test_the_list_repeats_the_rows_in_their_order(root):
     ]
 
 
-def test_the_null_prompt_is_the_embedding_of_nothing(root):
+def test_null_prompt_is_the_embedding_of_nothing(root):
     text = load_text_encoder(root / "models" / TEXT_FILE, dtype=torch.float32, text_len=16)
     assert torch.equal(
         read_null_prompt(root / "out/null_prompt.safetensors"), text.encode([""])[0].bfloat16()
@@ -219,7 +219,7 @@ def test_bad_clips_are_named_if_their_list_cannot_be_written(tmp_path, capsys):
     assert "failed.jsonl" not in line
 
 
-def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
+def test_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
     flags = [*make_job(tmp_path), "--num-workers", "0", "--no-check-clips"]
     listing = tmp_path / "clips datası" / "data.json"
     rows = [*json.loads(listing.read_text())[:1], {"video": "gone.mp4", "cap": "a"}, {"video": "plain.mp4"}]

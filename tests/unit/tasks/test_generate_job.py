@@ -79,7 +79,7 @@ def test_tasks_inherit_and_null_unsets(config):
     assert videos[1].prompt == "a dog"
 
 
-def test_flags_win_over_tasks_and_may_be_spelt_like_keys(config):
+def test_flags_win_over_tasks_and_may_be_spelled_like_keys(config):
     path = config(seed=1, tasks=[{"seed": 2}, {"image_paths": ["r.png", "s.png"]}])
     videos = job(path, "--seed=9", "--num_frames", "17", "--image_path", str(path.parent / "s.png")).videos
     assert [video.sampling.seed for video in videos] == [9, 9]
@@ -95,11 +95,11 @@ def test_data_parallel_accepts_sharing_with_none(config):
     assert job.run.data_parallel
 
 
-def test_an_empty_negative_prompt_is_honoured(config):
+def test_empty_negative_prompt_is_honoured(config):
     assert job(config(negative_prompt="")).videos[0].negative_prompt == ""
 
 
-def test_paths_are_looked_for_in_the_working_directory_first(config, tmp_path, monkeypatch):
+def test_paths_are_resolved_in_the_working_directory_first(config, tmp_path, monkeypatch):
     path = config(video_path="a.mp4")
     here = tmp_path / "here"
     here.mkdir()
@@ -109,7 +109,7 @@ def test_paths_are_looked_for_in_the_working_directory_first(config, tmp_path, m
     assert Path(job(path).videos[0].inputs.src_video) == here / "a.mp4"
 
 
-def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
+def test_prompts_file_makes_a_video_of_each_line(config, tmp_path):
     (tmp_path / "prompts.txt").write_text("# two of them\na cat\n\na dog\n")
     assert [video.prompt for video in job(config(prompt="drop", prompts_file="prompts.txt")).videos] == [
         "a cat",
@@ -175,7 +175,7 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({}, ["--guidance-scale", "inf"], ("inference.json:guidance_scale", "finite")),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(config, values, flags, facts):
+def test_errors_are_named_in_one_line(config, values, flags, facts):
     with raises(ConfigError, *facts) as caught:
         job(config(**values), *flags)
     assert "\n" not in str(caught.value)
@@ -189,7 +189,7 @@ def test_context_scale_flag_is_one_number_or_one_a_block(config, word, wanted):
 
 
 @pytest.mark.parametrize("size", ["wan2.1_1.3b", "wan2.1_14b", "wan2.2_A14b"])
-def test_the_guides_three_files_name_the_guides_three_tasks(size, tmp_path, monkeypatch):
+def test_guides_three_files_name_the_guides_three_tasks(size, tmp_path, monkeypatch):
     path = ROOT / "examples" / "vace" / "inference" / f"inference_{size}.json"
     values = json.loads(path.read_text())
     work = tmp_path / "work"
@@ -245,7 +245,7 @@ MINDSPEED = {
         ({"image_path": "r.png"}, ["video2"]),
     ],
 )
-def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
+def test_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
     made = job(config(prompt="drop", **inputs))
     assert [video.name for video in made.videos] == names
     assert all(video.prompt for video in made.videos)
@@ -259,7 +259,7 @@ def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
 
 
 @pytest.mark.parametrize("foreign", [{"tiled": True}, {"seed": 3}, {"negative_prompt": "dark"}])
-def test_a_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
+def test_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
     path = config(prompt="drop", video_path="a.mp4", image_path="r.png", **foreign)
     with raises(ConfigError, "--preset mindspeed", *foreign, where="inference.json:prompt"):
         job(path)
@@ -277,14 +277,14 @@ def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
     assert (video.sampling.preset, video.sampling.fps) == ("wan", 16.0)
 
 
-def test_a_fifo_as_an_input_ends_at_once_with_its_key(config, tmp_path):
+def test_fifo_as_an_input_ends_immediately_with_its_key(config, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with raises(ConfigError, "inference.json:video_path", "FIFO"):
         job(config(video_path="pipe"))
 
 
 @pytest.mark.parametrize("path", ["a\0.mp4", "x" * 5000])
-def test_an_impossible_path_is_one_line_with_its_key(config, path):
+def test_impossible_path_is_one_line_with_its_key(config, path):
     with raises(ConfigError, "inference.json:video_path") as caught:
         job(config(video_path=path))
     assert len(str(caught.value)) < 1000
@@ -309,7 +309,7 @@ def test_set_replaces_nested_keys_and_flags_win_over_it(config):
     assert [video.sampling.seed for video in job(path, *words, "--seed", "9").videos] == [9, 9]
 
 
-def test_a_task_takes_the_clip_the_mask_and_its_images(config):
+def test_task_takes_the_clip_the_mask_and_its_images(config):
     task = {"type": "inpainting", "mode": "mask"}
     (video,) = job(config(video_path="a.mp4", mask_path="m.mp4", image_path="r.png", task=task)).videos
     found = json.loads(json.dumps(video.to_json()))
@@ -334,7 +334,7 @@ def test_a_task_takes_the_clip_the_mask_and_its_images(config):
         ({"task": "depth", "video_path": "a.mp4"}, ["depth.onnx", "inference.json:task"]),
     ],
 )
-def test_a_task_is_refused_before_anything_is_loaded(config, values, facts):
+def test_task_is_rejected_before_anything_is_loaded(config, values, facts):
     with pytest.raises(MindSpeedMMError) as caught:
         job(config(**values))
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
@@ -360,18 +360,18 @@ def test_loras_are_found_and_flags_replace_them(config, tmp_path):
         ([{"path": "t.safetensors", "weight": 1}], ("loras[0].weight", "unknown key")),
     ],
 )
-def test_bad_loras_are_refused_with_their_address(config, loras, facts):
+def test_bad_loras_are_rejected_with_their_address(config, loras, facts):
     with pytest.raises(MindSpeedMMError) as caught:
         job(config(loras=loras, steps=3))
     assert all(fact in str(caught.value) for fact in ("inference.json", *facts)), str(caught.value)
 
 
-def test_a_few_step_preset_without_loras_is_noted(config):
+def test_few_step_preset_without_loras_is_noted(config):
     assert "lightx2v" in job(config(preset="lightx2v-4step")).notes[0]
     assert not job(config(preset="lightx2v-4step", loras=["t.safetensors"])).notes
 
 
-def test_numbers_beside_a_few_step_preset_are_noted(config):
+def test_numbers_next_to_a_few_step_preset_are_noted(config):
     loras = ["t.safetensors"]
     (note,) = job(config(preset="lightx2v-4step", loras=loras, steps=10, shift=3)).notes
     assert all(fact in note for fact in ("lightx2v-4step", "steps 10", "4", "shift 3", "5")), note

@@ -86,7 +86,7 @@ def files(folder):
     )
 
 
-def test_a_video_with_everything_that_made_it(config, tmp_path):
+def test_video_with_everything_that_made_it(config, tmp_path):
     source = write_video(tmp_path / "a.mkv", CLIP, 16, lossless=True)
     mask = np.zeros((32, 48, 3), np.uint8)
     mask[8:24, 8:24] = 255
@@ -166,7 +166,7 @@ def test_one_process_says_which_keys_are_for_several(config, capsys):
     assert re.search(r"data_parallel: .*\bgenerate\.sh\b", capsys.readouterr().out)
 
 
-def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
+def test_sharded_weights_override_offload_and_log_it(capsys):
     """The shipped JSONs of the big models set it, and these are the models that are sharded."""
     setup_logging()
     shared = {"output_path": "o", "offload": "model"}
@@ -191,7 +191,7 @@ def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny
         ("new/folder", 100_000, r"\b0\.1 MB\b.*\b0\.3\d\d MB\b.*\boutput_path\b"),
     ],
 )
-def test_unwritable_output_is_refused_before_loading(
+def test_unwritable_output_is_rejected_before_loading(
     config, tmp_path, capsys, monkeypatch, output, free, message
 ):
     def never(*_, **__):
@@ -219,7 +219,7 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     assert (tmp_path / "out" / "video1.mp4").exists()
 
 
-def test_small_disk_is_refused_and_leaves_nothing(config, tmp_path, capsys):
+def test_small_disk_is_rejected_and_leaves_nothing(config, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (512, hard)
@@ -264,7 +264,7 @@ def test_disk_full_while_writing_leaves_nothing(config, tmp_path, monkeypatch, c
     assert files(tmp_path / "out") == ["job.json", "video1/latents.safetensors"]
 
 
-def test_an_inner_list_is_the_shards_of_one_model(config, tiny, tmp_path):
+def test_inner_list_is_the_shards_of_one_model(config, tiny, tmp_path):
     state = load_file(tiny / "diffusion_pytorch_model.safetensors")
     names = sorted(state)
     shutil.copy(tiny / "config.json", tmp_path)
@@ -311,7 +311,7 @@ def test_foreign_weights_are_named_before_loading(config, tiny, tmp_path, capsys
     assert files(tmp_path / "out") == []
 
 
-def test_the_trunk_alone_refuses_to_look_at_a_video(config, tiny, tmp_path, capsys):
+def test_trunk_alone_rejects_to_look_at_a_video(config, tiny, tmp_path, capsys):
     write_video(tmp_path / "a.mkv", CLIP, 16, lossless=True)
     bare = TINY.model_copy(update={"vace_layers": ()})
     write_transformer(tmp_path / "t2v", tiny_transformer(config=bare), torch.float32)
@@ -321,7 +321,7 @@ def test_the_trunk_alone_refuses_to_look_at_a_video(config, tiny, tmp_path, caps
     assert (run(config(model=model)) / "video1.mp4").exists()
 
 
-def test_a_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsys):
+def test_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsys):
     source = write_video(tmp_path / "depth.mp4", CLIP, 16)
     Image.fromarray(CLIP[0]).save(tmp_path / "cat.jpg")
     values = {
@@ -350,7 +350,7 @@ def test_a_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsy
             assert float(made.streams.video[0].average_rate) == 15
 
 
-def test_a_task_prepares_its_inputs_and_keeps_them(config, tmp_path, capsys):
+def test_task_prepares_its_inputs_and_keeps_them(config, tmp_path, capsys):
     clip = write_scene(tmp_path / "scene.mkv", 9, 16, 32, 48)
     task = {"type": "inpainting", "mode": "bbox", "bbox": [8, 8, 24, 24]}
     run(config(video_path=str(clip), task=task, num_frames=9))

@@ -36,7 +36,7 @@ def job(folder: Path, hooks: object, *, held_out: bool = True, more: tuple[str, 
         ([{"type": "early_stop", "min_delta": -1}], "model.json:hooks[0].min_delta", [-1]),
     ],
 )
-def test_bad_hooks_are_refused_with_their_address(
+def test_bad_hooks_are_rejected_with_their_address(
     tmp_path: Path, hooks: object, where: str, facts: list[object]
 ) -> None:
     with raises(ConfigError, *facts, where=where):

@@ -83,7 +83,7 @@ def test_strict_dry_run_passes_with_the_weights_there(config, tmp_path, capsys):
         ("negative_prompt", "half \udcff", "surrogate"),
     ],
 )
-def test_name_or_prompt_that_no_file_takes_is_refused_first(config, key, value, fact):
+def test_name_or_prompt_that_no_file_takes_is_rejected_first(config, key, value, fact):
     flag = f"--{key.replace('_', '-')}={value}"
     with raises(ConfigError, fact):
         GenerateJob.from_argv([config(), "--dry-run", flag])
@@ -96,14 +96,14 @@ def test_longest_name_is_taken(config, tmp_path):
     GenerateJob.from_argv([config(name=name), "--dry-run"]).check_outputs()
 
 
-def test_names_that_would_share_a_file_are_refused(config):
+def test_names_that_would_share_a_file_are_rejected(config):
     tasks = [{"name": "cat"}, {"name": "cat.mp4"}]
     with raises(ConfigError, "cat.mp4"):
         GenerateJob.from_argv([config(tasks=tasks), "--dry-run"])
 
 
 @pytest.mark.parametrize("place", ["out", "out/video1", "out/video1.json/x"])
-def test_what_is_in_the_way_of_a_video_is_named(config, tmp_path, place):
+def test_path_that_blocks_a_video_is_named(config, tmp_path, place):
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -130,12 +130,12 @@ def test_window_that_cannot_be_written_is_named(config, tmp_path, target):
         job.check_outputs()
 
 
-def test_empty_output_path_is_refused(config):
+def test_empty_output_path_is_rejected(config):
     with raises(ConfigError, where="output_path"):
         GenerateJob.from_argv([config(), "--output-path", "", "--dry-run"]).check_outputs()
 
 
-def test_second_generation_into_one_folder_is_refused(config, tmp_path, capsys):
+def test_second_generation_into_one_folder_is_rejected(config, tmp_path, capsys):
     weights(tmp_path)
     locked(tmp_path / "out")
     for flags in ([], ["--dry-run", "--check-inputs"]):
@@ -177,14 +177,14 @@ def extraction(folder: Path, save_path: str) -> ExtractJob:
 
 
 @pytest.mark.parametrize("path", ["file", "file/features", "/proc/features", "x" * 256, "a\0b", ""])
-def test_feature_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, path):
+def test_feature_folder_that_cannot_be_made_is_rejected(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with raises(ConfigError, "--save-path"):
         extraction(tmp_path, path).check_outputs()
 
 
-def test_second_extraction_into_one_folder_is_refused(tmp_path, monkeypatch):
+def test_second_extraction_into_one_folder_is_rejected(tmp_path, monkeypatch):
     job = extraction(tmp_path, str(locked(tmp_path / "out")))
     with raises(LaunchError, os.getppid()):
         job.check_outputs()

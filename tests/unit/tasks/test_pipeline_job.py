@@ -42,12 +42,12 @@ def test_too_few_micro_batches_are_one_line():
         PretrainJob.from_argv([*argv(), PP2[0], "--global-batch-size=1"], ranks=2)
 
 
-def test_a_lora_upon_8_bits_may_be_in_stages():
+def test_lora_on_8_bits_may_be_in_stages():
     job = PretrainJob.from_argv([*argv(), *PP2, "--lora-rank=4", "--quantize=int8"], ranks=2)
     assert [config.type for config in job.model.transforms] == ["lora", "quantize"]
 
 
-def test_the_heads_limit_the_inner_groups_alone():
+def test_heads_limit_the_inner_groups_alone():
     sizes = ["--context-parallel-size=16", "--context-parallel-algo=hybrid_cp_algo"]
     with raises(ConfigError, "40 attention heads", where="--ulysses-degree-in-cp"):
         PretrainJob.from_argv([*argv(), *sizes, "--ulysses-degree-in-cp=16"], ranks=16)

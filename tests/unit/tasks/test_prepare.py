@@ -28,7 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_video(path, FRAMES, 24, lossless=True))
 
 
-def test_a_prepared_clip_keeps_size_rate_and_exact_masks(clip: str, tmp_path: Path) -> None:
+def test_prepared_clip_keeps_size_rate_and_exact_masks(clip: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     argv = ["prepare", "--task", "inpainting", "--mode", "bbox", "--bbox", "-3,10,41,50"]
     main([*argv[:-1], "10,10,41,50", "--video", clip, "--out", str(out)])
@@ -44,7 +44,7 @@ def test_a_prepared_clip_keeps_size_rate_and_exact_masks(clip: str, tmp_path: Pa
     assert sorted(path.name for path in out.iterdir()) == ["prepare.json", "src_mask.mkv", "src_video.mp4"]
 
 
-def test_the_published_tools_flags_are_accepted(clip: str, tmp_path: Path) -> None:
+def test_published_tools_flags_are_accepted(clip: str, tmp_path: Path) -> None:
     argv = ["prepare", "--task", "outpainting", "--direction", "left,right", "--expand_ratio", "0.25"]
     main([*argv, "--video", clip, "--pre_save_dir", str(tmp_path / "old")])
     assert open_video(tmp_path / "old/src_video.mp4").width == 192
@@ -57,7 +57,7 @@ def test_odd_sizes_and_images_are_written_whole(clip: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("which", ["video", "mask", "frames", "options"])
-def test_prepare_refuses_to_overwrite_an_input(
+def test_prepare_rejects_to_overwrite_an_input(
     clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
 ) -> None:
     source = shutil.copy(clip, tmp_path / "source.mkv")
@@ -88,7 +88,7 @@ def test_prepare_refuses_to_overwrite_an_input(
     assert target.read_bytes() == before
 
 
-def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     main(["prepare", "--list"])
     text = capsys.readouterr().out
     assert all(f"{name} " in text for name in TASKS)
@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mask_of_another_size_is_resized_and_reported(
+def test_mask_of_another_size_is_resized_and_reported(
     clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mask = write_video(tmp_path / "half.mkv", np.repeat(MASKS[:, ::2, ::2, None], 3, -1), 24, lossless=True)

@@ -120,7 +120,7 @@ def test_many_processes_make_the_same_files(data: Path, prepared: Path, tmp_path
     assert same(tmp_path / "two", prepared)
 
 
-def test_a_second_run_makes_only_what_changed(data: Path, tmp_path: Path) -> None:
+def test_second_run_makes_only_what_changed(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     prepare(data, out, "--task", "gray")
     times = {path: path.stat().st_mtime_ns for path in (out / "rows").rglob("*")}
@@ -177,7 +177,7 @@ def damage(row: Path, kind: str) -> None:
         *('{"files": 5}', '{"files": {"../../data.json": {"size": 1, "crc32": 1}}}', '{"video": ""}'),
     ],
 )
-def test_a_damaged_row_is_made_again(data: Path, gray: Path, kind: str) -> None:
+def test_damaged_row_is_recreated(data: Path, gray: Path, kind: str) -> None:
     listing = (gray / "data.json").read_text()
     row, other = gray / "rows/000000-0-gray", gray / "rows/000001-0-gray/prepare.json"
     time_stamp = other.stat().st_mtime_ns
@@ -230,7 +230,7 @@ def test_failed_rows_are_listed_and_the_others_kept(
     assert not (tmp_path / "failed.jsonl").exists()
 
 
-def test_a_rows_own_mask_is_that_of_mode_mask(data: Path, tmp_path: Path) -> None:
+def test_rows_own_mask_matches_mode_mask(data: Path, tmp_path: Path) -> None:
     _, masks = moving_disc(9, 48, 64, 8, 2)
     write_video(data / "mask.mkv", np.repeat(masks[..., None], 3, -1), 16, lossless=True)
     rows = [{"video": "clip0.mkv", "cap": "a", "src_video_mask": "mask.mkv"}]
@@ -240,7 +240,7 @@ def test_a_rows_own_mask_is_that_of_mode_mask(data: Path, tmp_path: Path) -> Non
     assert (open_video(tmp_path / row["src_video_mask"]).read(range(9))[..., 0] == masks).all()
 
 
-def test_prepare_refuses_to_overwrite_its_list(
+def test_prepare_rejects_to_overwrite_its_list(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data.json").write_text((data / "data.json").read_text().replace('"clip', f'"{data}/clip'))
@@ -275,7 +275,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_run_resumes_where_it_was(data: Path, prepared: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_where_it_was(data: Path, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     argv = [sys.executable, "-m", "mindspeed_mm.cli", "prepare", "--data", str(data / "data.json")]
     argv += ["--recipe", str(data / "recipe.yaml"), "--out", str(out), "--num-workers", "1"]

@@ -106,7 +106,7 @@ def test_every_official_name_runs_from_the_command_line(
         assert "reference_0" in found
 
 
-def test_the_list_of_runs_is_the_list_of_names() -> None:
+def test_list_of_runs_is_the_list_of_names() -> None:
     from tests.unit.conditioning.tasks.test_tasks import OFFICIAL
 
     assert RUNS.keys() == set(OFFICIAL)

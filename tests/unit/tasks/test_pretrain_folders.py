@@ -49,7 +49,7 @@ def locked(folder: Path) -> Path:
 
 @pytest.mark.parametrize("flag", ["--save", "--tensorboard-dir"])
 @pytest.mark.parametrize("path", ["file", "file/save", "x" * 256, "a\0b", ""])
-def test_output_that_cannot_be_made_is_refused_in_a_dry_run(tmp_path, monkeypatch, flag, path):
+def test_output_that_cannot_be_made_is_rejected_in_a_dry_run(tmp_path, monkeypatch, flag, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with raises(ConfigError, flag):
@@ -66,7 +66,7 @@ def test_plain_dry_run_says_what_it_leaves_open(tmp_path, monkeypatch, capsys):
         ).check_outputs()
 
 
-def test_folder_of_another_training_is_refused_early_and_late(tmp_path):
+def test_folder_of_another_training_is_rejected_early_and_late(tmp_path):
     job = PretrainJob.from_argv(argv(f"--save={locked(tmp_path / 'save')}"), ranks=1)
     with raises(LaunchError, os.getppid()):
         job.check_outputs()
@@ -74,7 +74,7 @@ def test_folder_of_another_training_is_refused_early_and_late(tmp_path):
         pass
 
 
-def test_run_that_would_overwrite_checkpoints_is_refused_early(tmp_path):
+def test_run_that_would_overwrite_checkpoints_is_rejected_early(tmp_path):
     folder = tmp_path / "save/iter_0000070"
     folder.mkdir(parents=True)
     (folder / ".metadata").touch()

@@ -76,7 +76,7 @@ def test_dry_run_of_14b_needs_no_weights_and_no_torch():
     assert "40 layers of 5120" in ran.stdout
 
 
-def test_a_job_comes_back_from_its_json(tmp_path):
+def test_job_comes_back_from_its_json(tmp_path):
     job = PretrainJob.from_argv(argv(), ranks=8)
     path = tmp_path / "job.json"
     path.write_text(job.to_json())
@@ -156,7 +156,7 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize(("flags", "ranks", "facts"), BAD_FLAGS)
-def test_a_bad_flag_is_one_line(flags, ranks, facts):
+def test_bad_flag_is_one_line(flags, ranks, facts):
     with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), *flags], ranks=ranks)
 
@@ -211,12 +211,12 @@ BAD_JSON = [
 
 
 @pytest.mark.parametrize(("change", "facts"), BAD_JSON)
-def test_a_bad_model_json_is_one_line_with_its_address(tmp_path, change, facts):
+def test_bad_model_json_is_one_line_with_its_address(tmp_path, change, facts):
     with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), edited(tmp_path, change)], ranks=1)
 
 
-def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
+def test_list_instead_of_an_object_is_one_line(tmp_path):
     (tmp_path / "m.json").write_text("[]")
     with raises(ConfigError, "m.json"):
         PretrainJob.from_argv([*argv(), f"--mm-model={tmp_path / 'm.json'}"], ranks=1)
@@ -292,14 +292,14 @@ def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
         ("- 1\n- 2\n", ("fsdp2.yaml",)),
     ],
 )
-def test_a_bad_yaml_is_one_line_with_its_address(tmp_path, text, facts):
+def test_bad_yaml_is_one_line_with_its_address(tmp_path, text, facts):
     path = tmp_path / "fsdp2.yaml"
     path.write_text(text)
     with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), f"--fsdp2-config-path={path}"], ranks=8)
 
 
-def test_a_trunk_alone_takes_the_yaml_of_a_model_with_a_branch(tmp_path):
+def test_trunk_alone_takes_the_yaml_of_a_model_with_a_branch(tmp_path):
     trunk = edited(tmp_path, {"predictor.vace_dit.vace_layers": [], "predictor.trainable": "trunk"})
     assert PretrainJob.from_argv([*argv(), trunk], ranks=1)
 
@@ -317,7 +317,7 @@ def test_broken_json_names_line_and_column(tmp_path):
         PretrainJob.from_argv([*argv(), f"--mm-model={tmp_path / 'm.json'}"], ranks=1)
 
 
-def test_raw_clips_are_no_training_data(tmp_path):
+def test_raw_clips_are_not_training_data(tmp_path):
     (tmp_path / "data.json").write_text(
         json.dumps({"dataset_param": {"dataset_type": "vace", "basic_parameters": {"data_path": "data.txt"}}})
     )
@@ -335,7 +335,7 @@ def test_missing_inputs_are_found_before_the_launch(tmp_path, monkeypatch):
         PretrainJob.from_argv(argv(), ranks=1).check_inputs()
 
 
-def test_the_command_ends_with_one_line_and_exit_code_one(capsys, monkeypatch):
+def test_command_ends_with_one_line_and_exit_code_one(capsys, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(SystemExit) as stop:
         main([*argv(), "--lr-decay-stile=constant"])

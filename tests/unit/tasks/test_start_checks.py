@@ -36,7 +36,7 @@ def listing(environment):
     return Path(data["dataset_param"]["basic_parameters"]["data_path"])
 
 
-def test_null_prompt_of_width_three_is_refused(tmp_path):
+def test_null_prompt_of_width_three_is_rejected(tmp_path):
     environment = make_run(tmp_path)
     write_null_prompt(listing(environment).parent / "null_prompt.safetensors", torch.ones(1, 3), "other")
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
@@ -47,7 +47,7 @@ def test_null_prompt_of_width_three_is_refused(tmp_path):
         train(environment)
 
 
-def test_null_prompt_longer_than_text_len_is_refused(tmp_path):
+def test_null_prompt_longer_than_text_len_is_rejected(tmp_path):
     environment = make_run(tmp_path)
     write_null_prompt(listing(environment).parent / "null_prompt.safetensors", torch.ones(99999, 32), "t5")
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
@@ -56,7 +56,7 @@ def test_null_prompt_longer_than_text_len_is_refused(tmp_path):
         train(environment)
 
 
-def test_listed_references_that_the_file_contradicts_are_refused(tmp_path):
+def test_listed_references_that_contradict_the_file_are_rejected(tmp_path):
     environment = make_run(tmp_path)
     rows = [json.loads(line) for line in listing(environment).read_text().splitlines()]
     rows[1]["num_refs"] = 1
@@ -65,7 +65,7 @@ def test_listed_references_that_the_file_contradicts_are_refused(tmp_path):
         train(environment)
 
 
-def test_checkpoint_with_nan_is_refused_naming_the_weight(tmp_path, monkeypatch):
+def test_checkpoint_with_nan_is_rejected_naming_the_weight(tmp_path, monkeypatch):
     def load(self, state):
         with torch.no_grad():
             state.model.vace_blocks[0].ffn[0].weight[0, 0] = float("nan")

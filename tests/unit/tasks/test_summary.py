@@ -31,7 +31,7 @@ def training_flags(size: str, *more: str) -> list[str]:
     ]
 
 
-def test_a_training_table_names_what_decides_the_run() -> None:
+def test_training_table_names_what_decides_the_run() -> None:
     flags = training_flags(
         "14B", "--micro-batch-size=1", "--global-batch-size=16", "--save=out", "--save-interval=5"
     )
@@ -43,7 +43,7 @@ def test_a_training_table_names_what_decides_the_run() -> None:
     assert table["output"] == "out, every 5 iterations"
 
 
-def test_a_dry_run_prints_a_table_and_print_config_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_a_table_and_print_config_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     train(training_flags("1.3B", "--dry-run"))
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) < 20
@@ -54,7 +54,7 @@ def test_a_dry_run_prints_a_table_and_print_config_the_job(capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["training"]["optimizer"]["lr"] == 5e-5
 
 
-def test_a_generation_table_names_videos_and_sampling(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generation_table_names_videos_and_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     argv = [str(VACE / "tiny/inference.json"), "--prompt=a ball"]
     job = GenerateJob.from_argv(argv)
     table = generation_table(job)
@@ -68,7 +68,7 @@ def test_a_generation_table_names_videos_and_sampling(capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["videos"][0]["name"] == job.videos[0].name
 
 
-def test_a_warning_and_a_note_are_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warning_and_a_note_are_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging()
     logger = logging.getLogger("mindspeed_mm.test")
     for number in (1, 2):

@@ -94,20 +94,20 @@ def test_transforms_need_weights_that_exist_already(tmp_path: Path) -> None:
         job(tmp_path, lora(), "--set=model.predictor.vace_dit.init_from_trunk=true")
 
 
-def test_a_missing_lora_file_is_named_with_its_key(tmp_path: Path) -> None:
+def test_missing_lora_file_is_named_with_its_key(tmp_path: Path) -> None:
     transforms = job(tmp_path, lora(init_from="/no/such.safetensors")).model.transforms
     with raises(WeightsError, "/no/such.safetensors") as caught:
         check_lora_files(transforms, "model.json")
     assert caught.value.where.startswith("model.json:transforms[0].init_from")
 
 
-def test_an_experts_job_reads_the_loras_of_that_expert(tmp_path: Path) -> None:
+def test_experts_job_reads_the_loras_of_that_expert(tmp_path: Path) -> None:
     transforms = [{"type": "fuse_lora", "path": "both.safetensors"}, *lora(expert="high")]
     made = job(tmp_path, transforms, model="A14B_wan2.2/pretrain_model_low.json")
     assert [t.expert for t in made.model.transforms] == ["low", "high"]
 
 
-def test_the_table_of_linear_layers_is_the_models() -> None:
+def test_table_of_linear_layers_is_the_models() -> None:
     model = tiny_transformer()
     found = {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert linears(TINY) == found

@@ -69,7 +69,7 @@ def test_packages_name_what_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("soft", "state"), [(256, "warn"), (65536, "ok")])
-def test_open_files_are_judged_by_the_limit(soft: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_are_checked_by_the_limit(soft: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, 1 << 20))
     found = next(doctor_machine.check_limits())
     assert found.state == state

@@ -85,7 +85,7 @@ def _good(dataset):
     return path
 
 
-def test_a_dataset_is_checked_and_its_first_row_drawn(dataset, tmp_path, capsys):
+def test_dataset_is_checked_and_its_first_row_drawn(dataset, tmp_path, capsys):
     main([str(dataset), "--out", str(tmp_path / "s.png"), "--workers", "0"])
     said = capsys.readouterr().out
     assert "clips       3 of 4, 1 bad" in said
@@ -130,7 +130,7 @@ def test_any_row_can_be_drawn_with_the_settings_of_a_data_config(dataset, tmp_pa
     Image.open(tmp_path / "s.jpg").load()
 
 
-def test_the_sheet_shows_what_is_kept_and_what_is_generated(dataset):
+def test_sheet_shows_what_is_kept_and_what_is_generated(dataset):
     record = read_manifest(_good(dataset))[0]
     sample = load_sample(record, VideoConfig(num_frames=9))
     bare = sample_sheet(
@@ -142,7 +142,7 @@ def test_the_sheet_shows_what_is_kept_and_what_is_generated(dataset):
     )  # src_video, mask, inactive, reactive, references
 
 
-def test_the_sheet_has_the_remarks_on_every_file(tmp_path, monkeypatch):
+def test_sheet_has_the_remarks_on_every_file(tmp_path, monkeypatch):
     write_clip(tmp_path / "v.mp4", 5, height=64, width=80)
     labels = Image.fromarray(np.eye(64, 80, dtype=np.uint8)).convert("P")
     labels.putpalette([0, 0, 0, 128, 0, 0] + [0] * 750)
@@ -162,14 +162,14 @@ def test_the_sheet_has_the_remarks_on_every_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_json_of_one_object_a_line_is_a_dataset(dataset, tmp_path, capsys, count):
+def test_json_of_one_object_a_line_is_a_dataset(dataset, tmp_path, capsys, count):
     rows = json.loads((dataset / "rows.json").read_text())[1:2] * count
     (dataset / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main([str(dataset / "lines.json"), "--out", str(tmp_path / "s.png"), "--workers", "0"])
     assert f"clips       {count} of {count}" in capsys.readouterr().out
 
 
-def test_a_folder_of_clips_and_texts_is_a_dataset(tmp_path, capsys):
+def test_folder_of_clips_and_texts_is_a_dataset(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", str(tmp_path / "s.png")])
     error = capsys.readouterr().err
@@ -181,14 +181,14 @@ def test_a_folder_of_clips_and_texts_is_a_dataset(tmp_path, capsys):
     assert "clips       1 of 1" in capsys.readouterr().out
 
 
-def test_a_table_named_json_says_so(tmp_path, capsys):
+def test_table_named_json_says_so(tmp_path, capsys):
     (tmp_path / "data.json").write_text("video,prompt\nv.mp4,x\n")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "data.json"), "--out", str(tmp_path / "s.png")])
     assert "data.json: contains CSV" in capsys.readouterr().err
 
 
-def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):
+def test_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):
     path, vae = feature
     main([str(dataset / "out"), "--out", str(tmp_path / "s.png")])
     assert "--vae" in capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_large_frames_are_decoded_one_clip_at_a_time(tmp_path):
     assert vae.given == [(1, 16, 1, 60, 104), (1, 16, 1, 60, 104)]
 
 
-def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
+def test_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
     sheet = np.asarray(feature_sheet(feature[0]))
     white = (sheet == 255).all(axis=-1).sum(axis=1)  # pixels in each line; the mask's upper half is white
     black = (sheet == 0).all(axis=-1).sum(axis=1)
@@ -304,7 +304,7 @@ def test_help_and_mistakes_do_not_wait_for_torch():
 @pytest.mark.parametrize(
     "out", ["file/sheet.png", "/proc/sheet.png", "folder.png", f"{'x' * 256}.png", "/dev/null.gif"]
 )
-def test_sheet_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys, out):
+def test_sheet_that_cannot_be_written_is_rejected_first(tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()

@@ -10,7 +10,7 @@ from mindspeed_mm.tools.json_reference import FILES, reference
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_reference_page_is_current():
+def test_reference_page_is_current():
     page = ROOT / "docs/reference/json.md"
     assert page.read_text(encoding="utf-8") == reference(), (
         "run: python -m mindspeed_mm.tools.json_reference docs/reference/json.md"
@@ -42,7 +42,7 @@ def test_json_page_lists_every_key():
                     assert f"`{key}`" in page, f"{schema.__name__}.{key}"
 
 
-def test_the_page_is_written_without_torch():
+def test_page_is_written_without_torch():
     code = (
         "import sys; from mindspeed_mm.tools.json_reference import reference; reference(); sys.exit('torch' "
         "in sys.modules)"

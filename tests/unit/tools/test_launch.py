@@ -67,7 +67,7 @@ time.sleep(30)
 
 
 @pytest.mark.parametrize("port", ["80000", "-1"])
-def test_port_out_of_range_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], port: str) -> None:
+def test_port_out_of_range_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], port: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([f"--master_port={port}", f"--log_dir={tmp_path}", str(tmp_path / "none.py")])
     assert ended.value.code == 1

@@ -36,7 +36,7 @@ def test_all_models_are_the_default(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "A14B" in capsys.readouterr().out
 
 
-def test_empty_folder_is_filled_and_a_full_one_is_refused(tmp_path: Path) -> None:
+def test_empty_folder_is_filled_and_a_full_one_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     create(tmp_path / "empty", ["1.3B"])
     before = files(tmp_path / "empty")
@@ -53,7 +53,7 @@ def test_working_directory_can_be_filled(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_model_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path / "project"), "--model", "13B"])
     assert "1.3B" in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_guide_of_a_project_names_what_is_there(tmp_path: Path, model: str) -> None:
+def test_guide_of_a_project_names_existing_files(tmp_path: Path, model: str) -> None:
     create(tmp_path / "project", [model])
     guide = tmp_path / "project/examples/vace/README.md"
     text = guide.read_text(encoding="utf-8")

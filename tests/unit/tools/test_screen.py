@@ -55,7 +55,7 @@ def screen() -> tuple[Screen, list[str], Clock]:
         ),
     ],
 )
-def test_the_lowest_rank_that_lost_nobody_is_shown(said: list[str], wanted: list[str] | None) -> None:
+def test_lowest_rank_without_lost_peers_is_shown(said: list[str], wanted: list[str] | None) -> None:
     view, shown, _ = screen()
     for line in said:
         view.line(0, line)
@@ -63,7 +63,7 @@ def test_the_lowest_rank_that_lost_nobody_is_shown(said: list[str], wanted: list
     assert shown == (said if wanted is None else wanted)
 
 
-def test_an_error_is_shown_while_other_ranks_hang() -> None:
+def test_error_is_shown_while_other_ranks_hang() -> None:
     view, shown, clock = screen()
     view.line(1, "[rank 1] DataError: clip 7")
     view.tick()
@@ -76,7 +76,7 @@ def test_an_error_is_shown_while_other_ranks_hang() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "[rank1]: "])
-def test_a_traceback_that_ends_a_rank_is_its_last_line(prefix: str) -> None:
+def test_traceback_that_ends_a_rank_is_its_last_line(prefix: str) -> None:
     view, shown, _ = screen()
     for line in TRACEBACK:
         view.line(1, prefix + line)
@@ -88,7 +88,7 @@ def test_a_traceback_that_ends_a_rank_is_its_last_line(prefix: str) -> None:
     assert view.failure is not None
 
 
-def test_a_traceback_of_a_running_rank_is_shown() -> None:
+def test_traceback_of_a_running_rank_is_shown() -> None:
     view, shown, clock = screen()
     for line in TRACEBACK:
         view.line(1, line)
@@ -100,7 +100,7 @@ def test_a_traceback_of_a_running_rank_is_shown() -> None:
 
 
 @pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "dmesg"), (signal.SIGSEGV, "run.log")])
-def test_a_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
+def test_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
     view, shown, _ = screen()
     view.line(0, "[rank 0] LaunchError: rank 0 of 2: lost the other ranks in iteration 3")
     view.ended(3, -number)
@@ -147,7 +147,7 @@ def test_broken_connection_yields_to_the_killed_rank() -> None:
     assert names(line, "SIGKILL")
 
 
-def test_a_rank_that_ends_without_a_word_names_its_exit_code() -> None:
+def test_rank_that_ends_without_a_word_names_its_exit_code() -> None:
     view, shown, _ = screen()
     view.ended(2, 7)
     view.tick(final=True)
@@ -156,7 +156,7 @@ def test_a_rank_that_ends_without_a_word_names_its_exit_code() -> None:
     assert "exit code 7" in line
 
 
-def test_a_stopped_run_shows_no_traceback_and_no_loss() -> None:
+def test_stopped_run_shows_no_traceback_and_no_loss() -> None:
     view, shown, _ = screen()
     view.stopping = True
     for line in (

@@ -39,13 +39,13 @@ def test_frozen_parts_are_bf16_but_time_path_and_head():
         assert parameter.requires_grad == name.startswith("vace_"), name
 
 
-def test_a_model_without_branch_cannot_train_one():
+def test_model_without_branch_cannot_train_one():
     trunk_only = TINY.model_copy(update={"vace_layers": ()})
     with raises(ConfigError, "branch", "predictor.trainable"):
         freeze(build_on_meta(trunk_only))
 
 
-def test_two_files_that_disagree_on_the_dtype_are_refused():
+def test_two_files_that_disagree_on_the_dtype_are_rejected():
     with raises(ConfigError, "predictor.dtype", "bf16", "fsdp2_config.yaml:param_dtype", "fp32"):
         check_dtypes(predictor(dtype="bf16"), Fsdp2Config(param_dtype="fp32"))
 
@@ -59,7 +59,7 @@ def test_missing_left_over_and_misshaped_weights_are_all_named():
         fill_parameters(tiny_transformer(1), source, seed=0)
 
 
-def test_random_weights_depend_on_name_and_seed_alone():
+def test_random_weights_depend_only_on_name_and_seed():
     shape = torch.Size([8, 4])
     first = initial_weight("blocks.0.ffn.0.weight", shape, 1)
     assert torch.equal(first, initial_weight("blocks.0.ffn.0.weight", shape, 1))

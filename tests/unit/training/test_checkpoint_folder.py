@@ -37,7 +37,7 @@ def test_load_takes_the_trackers_iteration_or_the_named_one(saved: Path) -> None
     assert folder_to_load(config(saved / "iter_0000070")) == saved / "iter_0000070"
 
 
-def test_load_without_tracker_beside_checkpoints_is_refused(saved: Path) -> None:
+def test_load_without_tracker_next_to_checkpoints_is_rejected(saved: Path) -> None:
     (saved / TRACKER).unlink()
     with raises(
         WeightsError,
@@ -59,7 +59,7 @@ def test_ignore_existing_checkpoints_starts_over(saved: Path) -> None:
     assert folder_to_load(config(saved, ignore_existing_checkpoints=True)) is None
 
 
-def test_an_incomplete_checkpoint_is_not_among_the_complete_ones(saved: Path) -> None:
+def test_incomplete_checkpoint_is_not_among_the_complete_ones(saved: Path) -> None:
     (saved / "iter_0000080/.metadata").unlink()
     with raises(WeightsError, "iter_0000080", ".metadata", 70):
         folder_to_load(config(saved))
@@ -67,7 +67,7 @@ def test_an_incomplete_checkpoint_is_not_among_the_complete_ones(saved: Path) ->
         folder_to_load(config(saved, ckpt_step=3))
 
 
-def test_an_empty_folder_starts_at_zero_only_as_the_save_folder(tmp_path: Path) -> None:
+def test_empty_folder_starts_at_zero_only_as_the_save_folder(tmp_path: Path) -> None:
     assert folder_to_load(config(tmp_path)) is None
     nothing = tmp_path / "nothing"
     for refused in (
@@ -80,7 +80,7 @@ def test_an_empty_folder_starts_at_zero_only_as_the_save_folder(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("load", [None, "elsewhere"])
-def test_save_into_checkpoints_of_another_run_is_refused(saved: Path, load: str | None) -> None:
+def test_save_into_checkpoints_of_another_run_is_rejected(saved: Path, load: str | None) -> None:
     with raises(WeightsError, 70, 80, f"--load {saved}", where=f"--save {saved}") as caught:
         check_save_folder(config(saved, load=load))
     assert "90" not in str(caught.value).replace(str(saved), "")

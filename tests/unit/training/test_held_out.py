@@ -98,7 +98,7 @@ def test_held_out_tasks_have_the_names_of_training(tmp_path: Path) -> None:
     }
 
 
-def test_interval_is_that_of_the_records_losses() -> None:
+def test_interval_matches_the_records_losses() -> None:
     seen: list[list[float]] = []
 
     def interval(losses: Any) -> tuple[float, float] | None:
@@ -116,7 +116,7 @@ def test_few_records_have_no_interval() -> None:
     assert not [name for name in measure(random_records(3)) if name.endswith(("/low", "/high"))]
 
 
-def test_log_line_stays_and_tasks_have_one_of_their_own() -> None:
+def test_log_line_is_unchanged_and_tasks_have_their_own() -> None:
     values = {
         "validation/timestep_380": 0.5,
         "validation/loss": 0.25,
@@ -190,7 +190,7 @@ def test_best_checkpoint_at_the_end_of_a_run_stays(tmp_path: Path) -> None:
     assert read_best(folder) == Best(iteration=2, loss=0.3, alone=False)
 
 
-def test_best_of_a_folder_that_is_gone_is_none(tmp_path: Path) -> None:
+def test_best_of_a_folder_that_is_missing_is_none(tmp_path: Path) -> None:
     assert read_best(tmp_path) is None
     (tmp_path / BEST).write_text(json.dumps({"iteration": 3, "loss": 0.5}))
     assert read_best(tmp_path) is None

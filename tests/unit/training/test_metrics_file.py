@@ -63,14 +63,14 @@ def test_metrics_of_an_earlier_run_are_set_aside_not_lost(tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(10)
-def test_metrics_that_are_a_fifo_are_refused_at_once(tmp_path: Path) -> None:
+def test_metrics_that_are_a_fifo_are_rejected_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with raises(TrainingError, "regular file", where=tmp_path / "metrics.jsonl"):
         JsonLines(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.timeout(10)
-def test_a_fifo_takes_no_appended_line_with_or_without_reader(tmp_path: Path) -> None:
+def test_fifo_takes_no_appended_line_with_or_without_reader(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     os.mkfifo(path)
     with pytest.raises(OSError, match=r"regular|No such device"):

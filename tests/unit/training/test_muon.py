@@ -30,7 +30,7 @@ def test_newton_schulz_keeps_singular_vectors(shape):
     torch.testing.assert_close(newton_schulz(matrices).double(), wanted, atol=1e-4, rtol=0)
 
 
-def test_a_matrix_without_a_gradient_to_follow_stays():
+def test_matrix_without_a_gradient_to_follow_stays():
     assert newton_schulz(torch.zeros(1, 3, 4)).tolist() == torch.zeros(1, 3, 4).tolist()
 
 
@@ -54,7 +54,7 @@ def test_three_updates_equal_torchs_muon(shape):
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-def test_bf16_arithmetic_is_torchs():
+def test_bf16_arithmetic_matches_torch():
     from torch.optim._muon import _zeropower_via_newtonschulz
 
     matrices = drawn(2, 9, 4).bfloat16()
@@ -90,7 +90,7 @@ def test_hidden_matrices_step_by_muon_and_the_rest_by_adamw():
         assert torch.equal(a, b) == (name not in chosen), name
 
 
-def test_an_update_is_about_as_large_as_adamws():
+def test_update_is_about_as_large_as_adamws():
     linear = torch.nn.Linear(64, 96, bias=False)
     before = linear.weight.detach().clone()
     linear.weight.grad = drawn(96, 64)

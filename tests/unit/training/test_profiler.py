@@ -40,13 +40,13 @@ def test_other_ranks_and_a_disabled_profile_record_nothing(tmp_path):
     assert traces(tmp_path / "b", tools(tmp_path / "b", enable=False)) == []
 
 
-def test_the_flag_records_without_the_file(tmp_path):
+def test_flag_records_without_the_file(tmp_path):
     config = tools(tmp_path / "c", enable=False)
     flags = ProfileConfig(profile=True, profile_step_start=1, profile_step_end=3, profile_ranks=(0,))
     assert len(traces(tmp_path / "c", config, flags)) == 1
 
 
-def test_dynamic_profile_is_refused_only_when_on(tmp_path):
+def test_dynamic_profile_is_rejected_only_when_on(tmp_path):
     assert tools(tmp_path, enable=False, profile_type="dynamic")
     with raises(ConfigError, "tools.json:profile", "profile_type"):
         parse(ToolsConfig, {"profile": {"enable": True, "profile_type": "dynamic"}}, "tools.json")

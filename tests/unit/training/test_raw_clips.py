@@ -168,12 +168,12 @@ def test_training_draws_follow_the_weights():
         ([{"weights": {"flat": 0}}], ("all 0",)),
     ],
 )
-def test_stages_that_cannot_be_followed_are_refused(stages, facts):
+def test_stages_that_cannot_be_followed_are_rejected(stages, facts):
     with raises(ConfigError, *facts):
         parse_recipe({**VALUES, "stages": stages}, "recipe.yaml")
 
 
-def test_a_broken_clip_ends_training_with_its_row(records, tmp_path: Path):
+def test_broken_clip_ends_training_with_its_row(records, tmp_path: Path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     bad = SampleRecord(video=broken, captions=("a",), address="data.json[9]", row=0)

@@ -75,7 +75,7 @@ class Saves:
         self.waited = True
 
 
-def test_log_line_is_megatrons(lines, tmp_path):
+def test_log_line_matches_megatron(lines, tmp_path):
     config = training(batch={"train_iters": 2})
     trainer(tiny_transformer(), config).run()
     said = [line for line in lines if "iteration " in line]
@@ -97,7 +97,7 @@ def test_log_line_is_megatrons(lines, tmp_path):
     assert float(piped) == pytest.approx(sum(float(ms) for ms, _ in found) / 2, abs=0.051)
 
 
-def test_the_memory_line_follows_the_first_log_line_only(lines):
+def test_memory_line_follows_the_first_log_line_only(lines):
     config = training()
     trainer(tiny_transformer(), config).run()
     memory = [line for line in lines if "memory (MB)" in line]
@@ -108,7 +108,7 @@ def test_the_memory_line_follows_the_first_log_line_only(lines):
     )
 
 
-def test_a_log_interval_of_two_says_the_mean_of_two_losses(lines):
+def test_log_interval_of_two_says_the_mean_of_two_losses(lines):
     config = training(batch={"train_iters": 2}, log={"log_interval": 2})
     recorder = Recorder()
     trainer(tiny_transformer(), config, writers=[recorder]).run()
@@ -152,13 +152,13 @@ def test_full_disk_leaves_whole_metric_records(tmp_path, name, capfd, monkeypatc
     assert path.read_bytes() == kept
 
 
-def test_metrics_folder_that_is_a_file_is_refused(tmp_path):
+def test_metrics_folder_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with raises(TrainingError, "metrics.jsonl"):
         JsonLines(tmp_path / "file" / "metrics.jsonl")
 
 
-def test_the_same_seed_trains_the_same_and_another_does_not():
+def test_same_seed_trains_the_same_and_another_does_not():
     def losses(seed: int) -> list[float]:
         recorder, config = Recorder(), training(batch={"seed": seed})
         trainer(tiny_transformer(), config, writers=[recorder]).run()
@@ -191,7 +191,7 @@ def test_accumulated_micro_batches_equal_one_big_batch():
     torch.testing.assert_close(weights, wanted, atol=5e-5, rtol=0)
 
 
-def test_a_checkpoint_is_written_at_the_interval_and_at_the_end():
+def test_checkpoint_is_written_at_the_interval_and_at_the_end():
     saves, config = Saves(), training(batch={"train_iters": 5}, checkpoint={"save_interval": 2})
     trainer(tiny_transformer(), config, checkpoints=saves).run()
     assert saves.at == [2, 4, 5]
@@ -206,7 +206,7 @@ def test_exit_interval_saves_and_stops(lines):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_finishes_the_iteration_saves_and_stops(lines, number):
+def test_signal_finishes_the_iteration_saves_and_stops(lines, number):
     saves, config = Saves(), training(batch={"train_iters": 50})
     run = trainer(
         tiny_transformer(),
@@ -266,7 +266,7 @@ def test_too_many_in_a_row_stop_the_run_naming_the_samples():
     assert run.state.skips.in_a_row == 3
 
 
-def test_a_run_that_starts_again_counts_on():
+def test_restarted_run_continues_the_count():
     """Else a job that is restarted each time it stops would never stop at all."""
     config = training(batch={"train_iters": 9, "global_batch_size": 1}, exit={"max_skipped_iterations": 2})
     records = random_records(1)
@@ -381,7 +381,7 @@ def test_bar_reaches_the_terminal_past_a_stdout_pipe(monkeypatch):
     assert "loss=" in shown
 
 
-def test_a_terminal_that_cannot_be_opened_costs_the_bar_alone(monkeypatch):
+def test_terminal_that_cannot_be_opened_costs_the_bar_alone(monkeypatch):
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", "/no/such/terminal")
     config, recorder = training(), Recorder()
     trainer(tiny_transformer(), config, writers=[recorder]).run()
@@ -396,14 +396,14 @@ def test_evaluation_runs_at_its_interval_and_reaches_the_writers(lines):
     assert " validation loss at iteration 2 | loss: 5.000000E-01 |" in lines
 
 
-def test_the_line_is_timed_in_local_time(lines):
+def test_line_is_timed_in_local_time(lines):
     config = training(batch={"train_iters": 1})
     trainer(tiny_transformer(), config).run()
     stamp = datetime.strptime(lines[0][2:21], "%Y-%m-%d %H:%M:%S")
     assert abs((datetime.now() - stamp).total_seconds()) < 60
 
 
-def test_a_rank_that_loses_the_others_says_where_it_was():
+def test_rank_that_loses_the_others_says_where_it_was():
     def evaluate():
         raise RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete")
 
@@ -412,7 +412,7 @@ def test_a_rank_that_loses_the_others_says_where_it_was():
         trainer(tiny_transformer(), config, evaluate=evaluate).run()
 
 
-def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
+def test_throughput_is_logged_and_time_is_the_fifth_field(lines):
     config = training(batch={"train_iters": 1}, log={"log_throughput": True, "timing_log_level": 1})
     trainer(tiny_transformer(), config, peak_tflops=1.0).run()
     said = next(line for line in lines if "throughput per GPU (TFLOP/s/GPU)" in line)
@@ -427,7 +427,7 @@ def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
 
 
 @pytest.mark.parametrize("where", ["reading", "elsewhere"])
-def test_a_dead_data_worker_is_one_line_in_any_phase(where):
+def test_dead_data_worker_is_one_line_in_any_phase(where):
     """torch reports it from a signal handler, wherever the main thread is."""
 
     def die(*_):

@@ -178,7 +178,7 @@ def test_recomputing_all_blocks_costs_one_forward_of_them_more():
     assert 1.2 < again.hardware / again.model < 4 / 3
 
 
-def test_a_known_device_has_a_peak_and_an_unknown_one_has_none():
+def test_known_device_has_a_peak_and_an_unknown_one_has_none():
     assert peak_tflops("NVIDIA H200", "bf16") == 989
     assert peak_tflops("cpu", "fp32") is None
 
@@ -194,7 +194,7 @@ def test_selective_recomputes_all_but_attention():
     assert recomputed_share(TINY, dict.fromkeys(plan, "full"), "branch", 18) == pytest.approx(5 / 6)
 
 
-def test_the_parts_of_a_block_sum_to_the_block():
+def test_parts_of_a_block_sum_to_the_block():
     parts = {f"vace_blocks.1.{part}": "full" for part in ("self_attn", "cross_attn", "ffn")}
     whole = recomputed_share(TINY, {"vace_blocks.1": "full"}, "all", 18)
     assert recomputed_share(TINY, parts, "all", 18) == pytest.approx(whole)

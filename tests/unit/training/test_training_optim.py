@@ -44,12 +44,12 @@ def test_weight_decay_all_decays_everything():
     assert len(only["params"]) == len(list(tiny_transformer().parameters()))
 
 
-def test_the_rule_looks_through_wrappers():
+def test_rule_looks_through_wrappers():
     assert uses_weight_decay("vace_blocks.0._checkpoint_wrapped_module.ffn.0.weight", torch.zeros(2, 2))
     assert not uses_weight_decay("vace_blocks.0._checkpoint_wrapped_module.modulation", torch.zeros(1, 6, 2))
 
 
-def test_what_is_frozen_is_not_the_optimizers():
+def test_frozen_weights_are_not_in_the_optimizer():
     model = tiny_transformer()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("vace"))
@@ -63,7 +63,7 @@ def test_nothing_to_train_is_an_error():
         param_groups(model, OptimizerConfig(lr=1.0))
 
 
-def test_an_update_equals_torchs_adamw():
+def test_update_equals_torchs_adamw():
     ours, theirs = tiny_transformer(), tiny_transformer()
     config = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-5, weight_decay_all=True)
     optimizers = [
@@ -80,7 +80,7 @@ def test_an_update_equals_torchs_adamw():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-def test_clipping_is_megatrons():
+def test_clipping_matches_megatron():
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(4))]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 2.0)
@@ -88,7 +88,7 @@ def test_clipping_is_megatrons():
     torch.testing.assert_close(parameters[0].grad, torch.full((3,), 2.0 / (28**0.5 + 1e-6)))
 
 
-def test_a_small_gradient_and_clip_zero_change_nothing():
+def test_small_gradient_and_zero_clip_change_nothing():
     parameter = torch.nn.Parameter(torch.zeros(2))
     for limit in (10.0, 0.0):
         parameter.grad = torch.ones(2)
@@ -96,7 +96,7 @@ def test_a_small_gradient_and_clip_zero_change_nothing():
         assert parameter.grad.tolist() == [1, 1]
 
 
-def test_a_gradient_that_is_not_finite_is_measured_and_left():
+def test_gradient_that_is_not_finite_is_measured_and_left():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
     assert clip_gradients([parameter], 1.0) == float("inf")
@@ -133,7 +133,7 @@ class NpuLike(torch.optim.AdamW):
         ("fused_adamw", "torch_npu.optim", "NpuFusedAdamW", NpuLike),
     ],
 )
-def test_an_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selection, module, name, stand_in):
+def test_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selection, module, name, stand_in):
     package = ModuleType(module)
     setattr(package, name, stand_in)
     monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType(module.partition(".")[0]))
@@ -157,6 +157,6 @@ def test_an_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selec
 
 
 @pytest.mark.parametrize("selection", ["apex", "npu"])
-def test_an_optimizer_that_is_not_installed_says_so(selection):
+def test_optimizer_that_is_not_installed_says_so(selection):
     with raises(ConfigError, "--optimizer-selection", selection, "fused_torch_adamw"):
         build_optimizer(tiny_transformer(), OptimizerConfig(lr=1.0, optimizer_selection=selection))

@@ -20,7 +20,7 @@ def test_curves_are_read_past_damaged_lines(tmp_path: Path):
     assert read_curves(path) == {"loss": [(1, 2.0), (3, 1.0)], "lr": [(3, 1e-4)]}
 
 
-def test_a_file_without_metrics_is_refused(tmp_path: Path):
+def test_file_without_metrics_is_rejected(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")
     with raises(DataError, where=path):

@@ -51,7 +51,7 @@ def test_every_task_that_one_upload_can_serve_has_a_form():
     assert {form.family for form in forms().values()} == set(FAMILIES)
 
 
-def test_a_form_has_the_inputs_of_its_task_alone():
+def test_form_has_the_inputs_of_its_task_alone():
     for form in forms().values():
         if form.task is None:
             continue
@@ -67,7 +67,7 @@ def test_no_form_asks_for_a_path():
 
 
 @pytest.mark.parametrize(("mode", "shown"), [("masktrack", False), ("bboxtrack", True), ("label", False)])
-def test_a_box_belongs_to_its_modes(mode: str, shown: bool):
+def test_box_belongs_to_its_modes(mode: str, shown: bool):
     form = forms()["inpainting"]
     box = next(option for option in form.options if option.name == "bbox")
     assert form.shown(box, mode) is shown
@@ -82,11 +82,11 @@ def test_both_languages_have_the_same_words():
     assert {option.name for form in forms().values() for option in form.options} <= set(OPTIONS_ZH)
 
 
-def test_a_task_of_another_package_keeps_its_own_summary():
+def test_task_of_another_package_keeps_its_own_summary():
     assert Words("zh").task("ours", "a summary; --mode says how") == "a summary"
 
 
-def test_a_painted_region_follows_the_subject_both_ways(sample: Path):
+def test_painted_region_follows_the_subject_both_ways(sample: Path):
     clip = Clip.open(sample)
     first = list(clip_masks(clip, Painting(mask=circle(), frame=0)))
     middle = np.roll(circle(), 96, axis=1)  # where the circle is in frame 8
@@ -98,19 +98,19 @@ def test_a_painted_region_follows_the_subject_both_ways(sample: Path):
         assert centres[16] - centres[0] > 15
 
 
-def test_a_still_region_stays(sample: Path):
+def test_still_region_stays(sample: Path):
     masks = list(clip_masks(Clip.open(sample), Painting(mask=circle(), follow=False)))
     assert all((mask == masks[0]).all() for mask in masks)
 
 
-def test_a_region_grows_and_shrinks_and_never_vanishes():
+def test_region_grows_and_shrinks_and_never_vanishes():
     mask = np.zeros((100, 100), np.uint8)
     mask[40:60, 40:60] = 255
     assert resized_edge(mask, 5).sum() > mask.sum() > resized_edge(mask, -5).sum() > 0
     assert (resized_edge(mask, -20) == mask).all()
 
 
-def test_what_the_painter_sends_is_read(tmp_path: Path):
+def test_painter_output_is_read(tmp_path: Path):
     picture = np.zeros((40, 60, 4), np.uint8)
     picture[10:20, 30:50, 3] = 255
     url = frame_url(picture)
@@ -124,7 +124,7 @@ def test_what_the_painter_sends_is_read(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["data:image/png;base64,AAAA", "data:text/html,x", "x", "data:image/png;base64,é"]
 )
-def test_a_painting_that_is_none_is_refused(text: str):
+def test_invalid_painting_is_rejected(text: str):
     with raises(DataError, where="mask"):
         painted_mask(text)
 
@@ -134,7 +134,7 @@ def test_frames_are_painted_on_at_a_usable_size():
     assert max(paintable(np.zeros((1080, 1920, 3), np.uint8)).shape) == 768
 
 
-def test_a_painting_is_sent_as_the_mask_of_the_clip(sample: Path, tmp_path: Path):
+def test_painting_is_sent_as_the_mask_of_the_clip(sample: Path, tmp_path: Path):
     filled = Filled(
         form="inpainting", prompt=PROMPT, video=sample, painted=circle(), options={"mode": "masktrack"}
     )
@@ -150,7 +150,7 @@ def test_a_painting_is_sent_as_the_mask_of_the_clip(sample: Path, tmp_path: Path
     assert again.files == request.files  # tracked once
 
 
-def test_a_painting_becomes_a_box_where_the_mode_needs_one(sample: Path, tmp_path: Path):
+def test_painting_becomes_a_box_where_the_mode_needs_one(sample: Path, tmp_path: Path):
     filled = Filled(
         form="inpainting", prompt="x", video=sample, painted=circle(), options={"mode": "bboxtrack"}
     )
@@ -160,7 +160,7 @@ def test_a_painting_becomes_a_box_where_the_mode_needs_one(sample: Path, tmp_pat
     assert build(typed, tmp_path).fields["task"]["bbox"] == "1,2,30,40"
 
 
-def test_a_painting_on_an_image_is_its_mask(tmp_path: Path):
+def test_painting_on_an_image_is_its_mask(tmp_path: Path):
     image = tmp_path / "a.png"
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(image)
     filled = Filled(
@@ -181,17 +181,17 @@ def test_a_painting_on_an_image_is_its_mask(tmp_path: Path):
         (Filled(form="ends", prompt="x"), "first and last frame"),
     ],
 )
-def test_a_missing_input_is_named(filled: Filled, where: str, tmp_path: Path):
+def test_missing_input_is_named(filled: Filled, where: str, tmp_path: Path):
     with raises(ConfigError, where=where):
         build(filled, tmp_path)
 
 
-def test_an_unpainted_mask_is_named(sample: Path, tmp_path: Path):
+def test_unpainted_mask_is_named(sample: Path, tmp_path: Path):
     with raises(ConfigError, where="mask"):
         build(Filled(form="inpainting", prompt="x", video=sample, options={"mode": "masktrack"}), tmp_path)
 
 
-def test_the_server_s_rules_hold_before_anything_is_sent(tmp_path: Path):
+def test_server_s_rules_hold_before_anything_is_sent(tmp_path: Path):
     request = build(Filled(form="text", prompt="x", numbers={"width": 65}), tmp_path)
     with raises(ConfigError, 64, where="width"):
         plan(request, MODEL, tmp_path)
@@ -205,7 +205,7 @@ def test_sides_are_shares_of_the_frame(sample: Path, tmp_path: Path):
     assert planned.inputs.outpaint == (0.5, 0, 0.5, 0)
 
 
-def test_a_clip_decides_size_and_length():
+def test_clip_decides_size_and_length():
     assert fit((480, 832), 100, 480 * 832, 81) == (832, 480, 81)
     assert fit((64, 64), 18, 64 * 64, 81) == (64, 64, 17)
     width, height, _ = fit((64, 64), 17, 64 * 64, 17, (50, 0, 50, 0))
@@ -260,11 +260,11 @@ def test_only_paths_inside_the_folder_are_opened(tmp_path: Path):
     assert find(root, frozenset({"data.json"})) == ["a/b/data.json"]
 
 
-def test_the_page_listens_on_loopback_by_default():
+def test_page_listens_on_loopback_by_default():
     assert UiConfig().host == "127.0.0.1"
 
 
-def test_long_video_fields_of_the_page_are_those_of_the_json(tmp_path: Path):
+def test_long_video_fields_of_the_page_match_the_json(tmp_path: Path):
     images = []
     for name in ("a", "b"):
         images.append(tmp_path / f"{name}.png")
@@ -295,7 +295,7 @@ class Refusing:
         return {"error": {"message": "busy", "problem": "busy"}}
 
 
-def test_refused_deletion_is_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_rejected_deletion_is_an_error(monkeypatch: pytest.MonkeyPatch):
     client = Client("http://127.0.0.1:1")
     monkeypatch.setattr(client, "_send", lambda *_: Refusing())
     with raises(ConfigError, "busy"):
@@ -308,7 +308,7 @@ def test_refused_deletion_is_an_error(monkeypatch: pytest.MonkeyPatch):
     ("text", "number"),
     [("", None), (" ", None), ("7", 7), ("0.5", 0.5), ("1, 0.8", [1, 0.8]), ("x", "x"), (3, 3)],
 )
-def test_empty_box_is_no_number(text: object, number: object):
+def test_empty_box_is_not_a_number(text: object, number: object):
     assert number_of(text) == number
     if number is not None and number != "x":
         assert number_of(text_of(number)) == number

@@ -32,7 +32,7 @@ def basic(password: str) -> dict[str, str]:
     return {"authorization": "Basic " + base64.b64encode(f"me:{password}".encode()).decode()}
 
 
-def test_the_password_is_the_token_under_any_name():
+def test_password_is_the_token_under_any_name():
     page = client(TOKEN)
     refused = page.get("/")
     assert refused.status_code == 401
@@ -47,14 +47,14 @@ def test_no_path_of_a_page_is_open_to_all(path: str):
     assert client(TOKEN).get(path).status_code == 401
 
 
-def test_host_and_origin_are_those_of_the_page():
+def test_host_and_origin_match_the_page():
     page = client()
     assert page.get("/", headers={"host": "evil.example"}).status_code == 421
     assert page.post("/", headers={"origin": "http://evil.example"}).status_code == 403
     assert page.post("/", headers={"origin": "http://127.0.0.1"}).status_code == 200
 
 
-def test_the_browser_loads_nothing_from_elsewhere():
+def test_browser_loads_nothing_from_elsewhere():
     headers = client().get("/").headers
     policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy

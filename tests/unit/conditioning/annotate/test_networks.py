@@ -23,7 +23,7 @@ RED = np.zeros((48, 64, 3), np.uint8)
 RED[12:36, 16:48, 0] = 255
 
 
-def test_depth_is_what_the_network_answers(tmp_path: Path) -> None:
+def test_depth_matches_the_network_output(tmp_path: Path) -> None:
     save_red(tmp_path / "depth.onnx", [1, 3, "height", "width"])
     networks = Networks(tmp_path)
     found = networks.open("depth")(RED)
@@ -34,7 +34,7 @@ def test_depth_is_what_the_network_answers(tmp_path: Path) -> None:
     assert networks.used == {"depth.onnx": digest}
 
 
-def test_the_salient_subject_is_white(tmp_path: Path) -> None:
+def test_salient_subject_is_white(tmp_path: Path) -> None:
     save_red(tmp_path / "salient.onnx", [1, 3, 64, 64])
     mask = Networks(tmp_path).open("salient")(RED)
     expected = RED[..., 0] > 0
@@ -42,12 +42,12 @@ def test_the_salient_subject_is_white(tmp_path: Path) -> None:
     assert ((mask > 0) != expected).mean() < 0.02
 
 
-def test_the_largest_likely_face_is_taken(tmp_path: Path) -> None:
+def test_largest_likely_face_is_taken(tmp_path: Path) -> None:
     save_face(tmp_path)
     assert Networks(tmp_path).open("face")(RED) == pytest.approx((16, 12, 48, 24))
 
 
-def test_a_damaged_network_is_one_line(tmp_path: Path) -> None:
+def test_damaged_network_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "depth.onnx").write_bytes(b"no network at all")
     with raises(ConfigError, "depth.onnx", where=None):
         Networks(tmp_path).open("depth")
@@ -70,7 +70,7 @@ def test_poses_are_drawn_where_the_networks_see_them(tmp_path: Path) -> None:
     assert (face == 255).all(axis=-1).sum() > (body == 255).all(axis=-1).sum()
 
 
-def test_the_best_segment_of_a_box_is_taken(tmp_path: Path) -> None:
+def test_best_segment_of_a_box_is_taken(tmp_path: Path) -> None:
     save_segment(tmp_path)
     networks = Networks(tmp_path)
     mask = networks.open("segment")(RED, (16, 12, 48, 36))

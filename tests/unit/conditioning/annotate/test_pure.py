@@ -50,7 +50,7 @@ def test_edge_follows_a_square() -> None:
     assert not found[22:42, 22:42].any()
 
 
-def test_xdog_is_its_formula() -> None:
+def test_xdog_matches_its_formula() -> None:
     luma = cv2.cvtColor(FRAME, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     d = cv2.GaussianBlur(luma, (0, 0), 0.8) - 0.98 * cv2.GaussianBlur(luma, (0, 0), 0.8 * 1.6)
     expected = 255 * np.where(d >= 0, 1, 1 + np.tanh(200 * d))
@@ -130,7 +130,7 @@ def test_grabcut_finds_the_disc_in_its_box() -> None:
     assert np.array_equal(again, subject.grabcut(FRAME, box))
 
 
-def test_the_salient_subject_before_a_gradient_is_whole() -> None:
+def test_salient_subject_before_a_gradient_is_whole() -> None:
     """The spectrum alone answers to the corners of a triangle, and to the edge of the frame."""
     frame = np.repeat(np.linspace(150, 222, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, -1)
     truth = np.zeros((64, 64), np.uint8)
@@ -139,7 +139,7 @@ def test_the_salient_subject_before_a_gradient_is_whole() -> None:
     assert iou(subject.salient_mask(frame), truth) > 0.9
 
 
-def test_a_backdrop_with_detail_is_not_plain() -> None:
+def test_backdrop_with_detail_is_not_plain() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
     assert backdrop.backdrop_contrast(cv2.resize(frame, (80, 60), interpolation=cv2.INTER_NEAREST)) is None
     plain = np.full((60, 80, 3), 90, np.uint8)
@@ -164,7 +164,7 @@ def _large_subject() -> tuple[np.ndarray, np.ndarray]:
     return cv2.GaussianBlur(frame, (0, 0), 0.8), mask
 
 
-def test_a_fast_cut_of_a_large_subject_is_the_full_one() -> None:
+def test_fast_cut_of_a_large_subject_is_the_full_one() -> None:
     frame, truth = _large_subject()
     box = shapes.mask_box(truth)
     assert box is not None
@@ -174,7 +174,7 @@ def test_a_fast_cut_of_a_large_subject_is_the_full_one() -> None:
     assert not np.array_equal(full, fast)
 
 
-def test_a_fast_cut_of_a_small_subject_is_bit_equal() -> None:
+def test_fast_cut_of_a_small_subject_is_bit_equal() -> None:
     full, fast = (
         [mask for _, mask in subject.track_mask(FRAMES[:3], MASKS[0], refine=how)] for how in (True, "fast")
     )
@@ -200,14 +200,14 @@ def test_tracked_masks_follow_the_disc(refine: bool) -> None:
 
 
 @pytest.mark.parametrize(("across", "down"), [(34, 1), (1, 34), (100, 1), (4, 4)])
-def test_a_thin_box_is_tracked(across: int, down: int) -> None:
+def test_thin_box_is_tracked(across: int, down: int) -> None:
     left, top = 10, 40
     boxes = [found for _, found in subject.track_box(FRAMES, (left, top, left + across, top + down))]
     assert boxes[0] == (left, top, left + across, top + down)
     assert all(0 <= x < right <= 128 and 0 <= y < bottom <= 96 for x, y, right, bottom in boxes)
 
 
-def test_a_box_that_cannot_be_tracked_is_named() -> None:
+def test_box_that_cannot_be_tracked_is_named() -> None:
     frames = np.zeros((2, 2, 400, 3), np.uint8)
     with raises(DataError, where="box 0,0,400,2"):
         list(subject.track_box(frames, (0, 0, 400, 2)))
@@ -238,7 +238,7 @@ def test_box_mask_truncates_and_is_clipped_to_the_frame() -> None:
 
 
 @pytest.mark.parametrize("box", [(20, 0, 30, 5), (-9, -9, -1, -1), (4, 4, 4, 9), (6, 2, 3, 7)])
-def test_a_box_without_a_pixel_in_the_frame_is_refused(box: shapes.Box) -> None:
+def test_box_without_a_pixel_in_the_frame_is_rejected(box: shapes.Box) -> None:
     with raises(DataError, shapes.show_box(box), where="bbox"):
         shapes.box_mask(box, 8, 10)
 
@@ -291,17 +291,17 @@ def test_each_side_of_a_mask_grows_by_its_own_part() -> None:
     assert shapes.mask_box(augmented("original_expand", mask)) == (20, 15, 55, 50)
 
 
-def test_a_mask_grows_by_at_most_half_of_the_free_margin() -> None:
+def test_mask_grows_by_at_most_half_of_the_free_margin() -> None:
     mask = shapes.box_mask((4, 20, 70, 40), 60, 80)
     assert shapes.mask_box(augmented("bbox_expand", mask, (1, 0, 1, 0))) == (2, 20, 75, 40)
 
 
 @pytest.mark.parametrize("shape", maskaug.SHAPES)
-def test_an_empty_mask_stays_empty(shape: maskaug.MaskShape) -> None:
+def test_empty_mask_stays_empty(shape: maskaug.MaskShape) -> None:
     assert not augmented(shape, np.zeros((8, 8), np.uint8)).any()
 
 
-def test_a_draw_of_the_augmentation_is_a_function_of_its_seed() -> None:
+def test_draw_of_the_augmentation_is_a_function_of_its_seed() -> None:
     draws = [maskaug.MaskAugment.draw("random", np.random.default_rng(seed)) for seed in range(40)]
     assert draws[3] == maskaug.MaskAugment.draw("random", np.random.default_rng(3))
     assert {draw.shape for draw in draws} == set(maskaug.SHAPES)
@@ -330,7 +330,7 @@ def test_opencv_without_contrib_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     opencv.opencv.cache_clear()
 
 
-def test_flow_colours_are_those_of_the_published_formula() -> None:
+def test_flow_colours_match_the_published_formula() -> None:
     """Baker et al.'s arithmetic in float64; a table in single precision is off by a level at most."""
     field = np.random.default_rng(0).normal(0, 3, (64, 64, 2)).astype(np.float32)
     field[0, 0] = 0

@@ -54,14 +54,14 @@ def inpainted(folder: Path, mask: str, mode: str = "mask") -> Prepared:
     return prepared("inpainting", folder, mode=mode, mask=str(folder / f"{mask}.png"))
 
 
-def test_what_is_guessed_of_a_clip_is_a_note(folder: Path) -> None:
+def test_assumptions_about_a_clip_are_noted(folder: Path) -> None:
     assert prepared("gray", folder).notes == ()
     (note,) = prepared("gray", folder, "raw.h264").notes
     assert names(note, "clip")
     assert note.endswith(UNTIMED)
 
 
-def test_what_is_guessed_of_an_image_is_a_note(folder: Path) -> None:
+def test_assumptions_about_an_image_are_noted(folder: Path) -> None:
     pages = [Image.fromarray(BOX), Image.fromarray(BOX)]
     pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     entry = TASKS.get("image_gray")
@@ -72,26 +72,26 @@ def test_what_is_guessed_of_an_image_is_a_note(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "where"), [("nowhere", "nowhere"), ("gray", "nowhere"), ("everywhere",) * 2]
 )
-def test_a_task_mask_that_says_nothing_is_a_note(folder: Path, mask: str, where: str) -> None:
+def test_task_mask_that_says_nothing_is_a_note(folder: Path, mask: str, where: str) -> None:
     assert inpainted(folder, "box").notes == ()
     (note,) = inpainted(folder, mask).notes
     assert names(note, "mask", f"white {where}")
 
 
 @pytest.mark.parametrize("mode", ["mask", "masktrack"])
-def test_a_task_mask_of_zero_and_one_is_refused(folder: Path, mode: str) -> None:
+def test_task_mask_of_zero_and_one_is_rejected(folder: Path, mode: str) -> None:
     with raises(DataError, 1, 255, where=folder / "zero_one.png"):
         inpainted(folder, "zero_one", mode)
 
 
-def test_a_moving_task_mask_of_zero_and_one_is_refused(folder: Path) -> None:
+def test_moving_task_mask_of_zero_and_one_is_rejected(folder: Path) -> None:
     frames = np.repeat((BOX // 255)[None, ..., None].repeat(3, -1), 5, 0)
     path = write_video(folder / "zero_one.mkv", frames, 16, lossless=True)
     with raises(DataError, 1, 255, where=path):
         prepared("inpainting", folder, mode="mask", mask=str(path))
 
 
-def test_masks_of_a_composition_are_judged_too(folder: Path) -> None:
+def test_masks_of_a_composition_are_checked_too(folder: Path) -> None:
     pairs = {f"video_{n}": str(folder / "clip.mp4") for n in (1, 2)}
     kinds = {"process_type_1": "repaint", "process_type_2": "control"}
     entry = TASKS.get("composition")
@@ -120,7 +120,7 @@ def test_notes_of_a_dataset_are_counted(folder: Path, capsys: pytest.CaptureFixt
     assert f"{UNTIMED} (2 rows)" in said
 
 
-def test_a_request_with_a_task_notes_its_clip(folder: Path) -> None:
+def test_request_with_a_task_notes_its_clip(folder: Path) -> None:
     task, inputs = request_task("gray", Inputs(src_video=str(folder / "raw.h264")), "x.json:task")
     sampling = SamplingConfig(height=SIZE[0], width=SIZE[1], num_frames=5, timing="frames")
     request = GenerationRequest(prompt="a", name="v", inputs=inputs, sampling=sampling, task=task)

@@ -131,7 +131,7 @@ def test_tasks_that_ended_in_a_type_error_run(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gray", "scribble", "canny", "edge", "xdog", "flow"])
-def test_a_control_keeps_length_size_and_rate(home: Path, name: str) -> None:
+def test_control_keeps_length_size_and_rate(home: Path, name: str) -> None:
     made = prepare(home, name, "other")
     frames, masks = read(made)
     assert masks is None
@@ -143,7 +143,7 @@ def test_official_gray_is_an_option(home: Path) -> None:
     assert np.array_equal(frames[0], lines.gray(FRAMES[0], official=True))
 
 
-def test_flow_of_one_frame_is_refused(home: Path, tmp_path: Path) -> None:
+def test_flow_of_one_frame_is_rejected(home: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "one.mkv", FRAMES[:1], 16, lossless=True)
     with raises(DataError, 1, 2, where=tmp_path / "one.mkv"):
         prepare(tmp_path, "flow", "one")
@@ -158,7 +158,7 @@ def test_canny_takes_its_thresholds(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["firstframe", "lastframe"])
-def test_an_extension_is_gray_but_for_the_given_frame(home: Path, name: str) -> None:
+def test_extension_is_gray_but_for_the_given_frame(home: Path, name: str) -> None:
     frames, masks = read(prepare(home, name, "", "image", expand_num=4))
     at = 0 if name == "firstframe" else 4
     assert np.array_equal(frames[at], FRAMES[0])
@@ -173,7 +173,7 @@ def test_first_and_last_frame_give_82_frames_or_num_frames(home: Path) -> None:
     assert np.flatnonzero(masks.max(axis=(1, 2)) == 0).tolist() == [0, 80]
 
 
-def test_a_second_image_is_fitted_on_white(home: Path) -> None:
+def test_second_image_is_fitted_on_white(home: Path) -> None:
     made = prepare(home, "firstlastframe", "", "image tall", expand_num=1)
     last = read(made)[0][-1]
     assert np.array_equal(last[:, 32:96], FRAMES[8, :, :64])
@@ -182,7 +182,7 @@ def test_a_second_image_is_fitted_on_white(home: Path) -> None:
     assert "64x96" in made.notes[0]
 
 
-def test_frameref_obeys_its_mode(home: Path) -> None:
+def test_frameref_follows_its_mode(home: Path) -> None:
     frames, _ = read(prepare(home, "frameref", "", "image", mode="lastframe", expand_num=2))
     assert np.array_equal(frames[2], FRAMES[0])
     with raises(DataError, 1, 2):
@@ -228,7 +228,7 @@ def test_random_frames_are_a_function_of_the_seed(home: Path) -> None:
     assert len(kept(1)) == 3
 
 
-def test_ref_num_beyond_the_clip_and_0_are_refused(home: Path) -> None:
+def test_ref_num_beyond_the_clip_and_0_are_rejected(home: Path) -> None:
     with raises(DataError, 9, 12, where=home / "clip.mkv"):
         prepare(home, "framerefext", "clip", mode="random", ref_num=12)
     with raises(ConfigError, "ref_num"):
@@ -244,17 +244,17 @@ def test_inpainting_erases_exactly_the_mask(home: Path) -> None:
     assert np.array_equal(frames, np.where(masks[..., None] > 0, GRAY, FRAMES))
 
 
-def test_a_video_mask_is_followed(home: Path) -> None:
+def test_video_mask_is_followed(home: Path) -> None:
     _, masks = read(prepare(home, "inpainting", "clip", mode="mask", mask="masks.mkv"))
     assert np.array_equal(masks, MASKS)
 
 
-def test_a_mask_of_another_length_is_refused(home: Path) -> None:
+def test_mask_of_another_length_is_rejected(home: Path) -> None:
     with raises(DataError, 5, 9, where=home / "short.mkv"):
         prepare(home, "inpainting_mask", "clip", mask="short.mkv")
 
 
-def test_a_mask_of_another_size_is_resized_with_a_note(home: Path) -> None:
+def test_mask_of_another_size_is_resized_with_a_note(home: Path) -> None:
     made = prepare(home, "inpainting_mask", "clip", mask="half.png")
     _, masks = read(made)
     assert iou(masks[0], MASKS[0]) > 0.9
@@ -262,14 +262,14 @@ def test_a_mask_of_another_size_is_resized_with_a_note(home: Path) -> None:
     assert "128x96" in made.notes[0]
 
 
-def test_a_soft_mask_is_cut_at_one_half(home: Path, tmp_path: Path) -> None:
+def test_soft_mask_is_cut_at_one_half(home: Path, tmp_path: Path) -> None:
     soft = np.tile(np.array([0, 100, 127, 128, 255], np.uint8), (HEIGHT, 26))[:, :WIDTH]
     Image.fromarray(soft).save(tmp_path / "soft.png")
     _, masks = read(prepare(home, "inpainting_mask", "clip", mask=str(tmp_path / "soft.png")))
     assert np.array_equal(masks[0], np.where(soft > 127, 255, 0))
 
 
-def test_a_fixed_box_is_half_open_and_clipped(home: Path) -> None:
+def test_fixed_box_is_half_open_and_clipped(home: Path) -> None:
     made = prepare(home, "inpainting_bbox", "clip", bbox="-10,20.9,40.5,60")
     _, masks = read(made)
     assert shapes.mask_box(masks[3]) == (0, 20, 40, 60)
@@ -277,13 +277,13 @@ def test_a_fixed_box_is_half_open_and_clipped(home: Path) -> None:
 
 
 @pytest.mark.parametrize("bbox", ["200,10,220,30", "-40,-40,-2,-2"])
-def test_a_box_outside_the_frame_is_refused(home: Path, bbox: str) -> None:
+def test_box_outside_the_frame_is_rejected(home: Path, bbox: str) -> None:
     with raises(DataError, bbox, "128x96"):
         prepare(home, "inpainting_bbox", "clip", bbox=bbox)
 
 
 @pytest.mark.parametrize("bbox", ["1,2,3", "a,b,c,d", "30,10,20,40"])
-def test_a_box_that_is_none_is_refused(home: Path, bbox: str) -> None:
+def test_invalid_box_is_rejected(home: Path, bbox: str) -> None:
     with raises(ConfigError):
         prepare(home, "inpainting_bbox", "clip", bbox=bbox)
 
@@ -323,7 +323,7 @@ def test_mask_augmentation_is_one_draw_for_the_clip(home: Path) -> None:
     assert spread.max() <= 1  # the disc's box is 32 or 33 pixels wide
 
 
-def test_an_unknown_mode_and_option_name_the_nearest(home: Path) -> None:
+def test_unknown_mode_and_option_name_the_nearest(home: Path) -> None:
     with raises(ConfigError, "mode"):
         prepare(home, "inpainting", "clip", mode="bboxtrak")
     with raises(ConfigError, "directon", "direction"):
@@ -332,7 +332,7 @@ def test_an_unknown_mode_and_option_name_the_nearest(home: Path) -> None:
         prepare(home, "inpainting", "clip")
 
 
-def test_a_mode_against_the_tasks_name_is_refused(home: Path) -> None:
+def test_mode_against_the_tasks_name_is_rejected(home: Path) -> None:
     with raises(ConfigError, "mask", "bbox"):
         prepare(home, "inpainting_bbox", "clip", mode="mask", mask="mask.png")
 
@@ -363,7 +363,7 @@ def test_outpainting_pastes_the_source_on_gray(home: Path) -> None:
     assert np.array_equal(masks[4] == 0, np.pad(np.ones((96, 128), bool), ((0, 0), (32, 32))))
 
 
-def test_an_outpainted_canvas_is_rounded_up_where_it_grows(home: Path) -> None:
+def test_outpainted_canvas_is_rounded_up_where_it_grows(home: Path) -> None:
     made = prepare(home, "outpainting", "clip", direction="left", expand_ratio=0.1)  # 12 more
     frames, masks = read(made)
     assert made.size == (96, 144)
@@ -375,7 +375,7 @@ def test_an_outpainted_canvas_is_rounded_up_where_it_grows(home: Path) -> None:
     )
 
 
-def test_an_unknown_direction_is_refused(home: Path) -> None:
+def test_unknown_direction_is_rejected(home: Path) -> None:
     with raises(ConfigError, "direction"):
         prepare(home, "outpainting", "clip", direction="left,top")
 
@@ -434,7 +434,7 @@ def test_plain_and_box_references(home: Path) -> None:
         prepare(home, "reference_anything", "", "image tall", mode="bbox", bbox="8,4,40,30")
 
 
-def test_an_empty_subject_is_refused(home: Path) -> None:
+def test_empty_subject_is_rejected(home: Path) -> None:
     with raises(DataError, where=str(home / "image.png")):
         prepare(home, "image_reference", "", "image", mode="mask", mask="empty.png")
 
@@ -496,7 +496,7 @@ M1, M2 = np.array([[0, 0, 255, 255]], np.uint8), np.array([[0, 255, 0, 255]], np
         (("control", "repaint"), [20, 10, 20, 10], [0, 1, 0, 1]),
     ],
 )
-def test_compositions_are_their_formulas(kinds: Any, frame: list[int], mask: list[int]) -> None:
+def test_compositions_match_their_formulas(kinds: Any, frame: list[int], mask: list[int]) -> None:
     made, found = compose(F1, M1, F2, M2, kinds)
     assert made[0, :, 0].tolist() == frame
     assert found[0].tolist() == [255 * value for value in mask]
@@ -524,7 +524,7 @@ def test_clips_of_unequal_length_or_size_do_not_compose(home: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["depth", "depthv2", "pose", "pose_body", "image_depth", "image_pose", "image_face"]
 )
-def test_a_task_without_its_network_names_file_and_place(home: Path, tmp_path: Path, name: str) -> None:
+def test_task_without_its_network_names_file_and_place(home: Path, tmp_path: Path, name: str) -> None:
     entry = TASKS.get(name)
     sources = ("", "image") if name.startswith("image") else ("clip", "")
     with raises(ConfigError, "--annotators") as caught:
@@ -550,7 +550,7 @@ def test_missing_and_superfluous_sources_are_named(
         prepare(home, name, videos, images)
 
 
-def test_a_long_clip_is_never_in_memory(home: Path) -> None:
+def test_long_clip_is_never_in_memory(home: Path) -> None:
     read_at_once = []
 
     class Long:
@@ -579,7 +579,7 @@ def test_odd_sizes_stay(tmp_path: Path) -> None:
     assert cv2.__version__
 
 
-def test_the_mode_decides_which_text_names_the_subject() -> None:
+def test_mode_decides_which_text_names_the_subject() -> None:
     for name in ("inpainting", "image_reference", "swap_anything", "expand_anything"):
         task = TASKS.get(name)
         mode = {"mode": "label"} if name in ("inpainting", "image_reference") else {}
@@ -588,6 +588,6 @@ def test_the_mode_decides_which_text_names_the_subject() -> None:
         assert task.parse({"label": "a cat", **mode}, name).text("caption") == "a cat"
 
 
-def test_a_missing_image_is_an_error_with_its_flag_and_key() -> None:
+def test_missing_image_is_an_error_with_its_flag_and_key() -> None:
     with raises(DataError, "1 image", "src_ref_images", "--image", where="task swap_anything"):
         TASKS.get("swap").prepare(Sources(clips=(None,)), None)  # type: ignore[arg-type]

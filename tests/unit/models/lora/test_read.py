@@ -45,7 +45,7 @@ def updates(adapter: Adapter, strength: float = 1.0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_lora_is_the_same_in_every_dialect(tmp_path: Path, dialect: str) -> None:
+def test_lora_is_the_same_in_every_dialect(tmp_path: Path, dialect: str) -> None:
     matrices = lora_matrices()
     adapter = open_lora(write_lora(dialect, tmp_path, matrices), SHAPES)
     found, expected = updates(adapter), deltas(matrices)
@@ -75,7 +75,7 @@ def test_peft_reads_rslora_and_alpha_patterns(tmp_path: Path) -> None:
     assert pairs["blocks.1.ffn.0.weight"].scale == pytest.approx(8 / 4**0.5)
 
 
-def test_a_peft_file_takes_the_config_beside_it(tmp_path: Path) -> None:
+def test_peft_file_takes_the_config_next_to_it(tmp_path: Path) -> None:
     path = write_peft(tmp_path / "peft", lora_matrices("blocks"))
     expected = open_lora(path, SHAPES).pairs
     found = open_lora(path / "adapter_model.safetensors", SHAPES).pairs
@@ -85,7 +85,7 @@ def test_a_peft_file_takes_the_config_beside_it(tmp_path: Path) -> None:
         open_lora(path / "adapter_model.safetensors", SHAPES)
 
 
-def test_a_peft_file_without_its_config_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_peft_file_without_its_config_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_peft(tmp_path / "peft", lora_matrices("blocks")) / "adapter_model.safetensors"
     path.with_name("adapter_config.json").unlink()
     with caplog.at_level(logging.WARNING):
@@ -94,7 +94,7 @@ def test_a_peft_file_without_its_config_is_reported(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("name", ["lora.sft", "lora", "lora.zip"])
-def test_a_safetensors_file_is_read_under_any_ending(tmp_path: Path, name: str) -> None:
+def test_safetensors_file_is_read_under_any_ending(tmp_path: Path, name: str) -> None:
     path = write_lora("comfyui", tmp_path, lora_matrices()).rename(tmp_path / name)
     assert updates(open_lora(path, SHAPES)).keys() == deltas(lora_matrices()).keys()
 
@@ -141,7 +141,7 @@ def test_differences_of_weights_biases_and_modulation(tmp_path: Path) -> None:
     assert all(torch.allclose(delta, torch.ones(1), atol=1e-6) for delta in found.values())
 
 
-def test_a_convolution_has_low_rank_too(tmp_path: Path) -> None:
+def test_convolution_has_low_rank_too(tmp_path: Path) -> None:
     out, *rest = SHAPES["vace_patch_embedding.weight"]
     down, up = torch.randn(2, *rest), torch.randn(out, 2, 1, 1, 1)
     stem = "diffusion_model.vace_patch_embedding"
@@ -150,7 +150,7 @@ def test_a_convolution_has_low_rank_too(tmp_path: Path) -> None:
     assert torch.allclose(delta, (up.flatten(1) @ down.flatten(1)).view(delta.shape), atol=1e-5)
 
 
-def test_a_file_of_both_experts_gives_each_its_own(tmp_path: Path) -> None:
+def test_file_of_both_experts_gives_each_its_own(tmp_path: Path) -> None:
     keys = {}
     for prefix, value in (("transformer", 1.0), ("transformer_2", 2.0)):
         down, up = pair()
@@ -180,14 +180,14 @@ def test_every_layer_of_the_published_models_has_a_name(tmp_path: Path, preset: 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_files_than_loras_of_this_model_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_files_than_loras_of_this_model_are_rejected(tmp_path: Path, name: str) -> None:
     keys, facts = REFUSED[name]
     path = save(tmp_path, keys)
     with raises(WeightsError, *facts, where=path):
         open_lora(path, SHAPES)
 
 
-def test_one_foreign_key_among_many_is_refused(tmp_path: Path) -> None:
+def test_one_foreign_key_among_many_is_rejected(tmp_path: Path) -> None:
     path = write_lora("comfyui", tmp_path, lora_matrices())
     keys = load_file(path)
     keys["diffusion_model.extra.lora_A.weight"] = torch.ones(2, 2)
@@ -195,7 +195,7 @@ def test_one_foreign_key_among_many_is_refused(tmp_path: Path) -> None:
         open_lora(save(tmp_path, keys), SHAPES)
 
 
-def test_a_branch_lora_needs_a_branch(tmp_path: Path) -> None:
+def test_branch_lora_needs_a_branch(tmp_path: Path) -> None:
     path = write_lora("comfyui", tmp_path, lora_matrices("vace_blocks"))
     with raises(WeightsError, "branch", where=path):
         open_lora(path, {n: s for n, s in SHAPES.items() if not n.startswith("vace_")})
@@ -217,7 +217,7 @@ def test_a_branch_lora_needs_a_branch(tmp_path: Path) -> None:
         ({"lora_alpha": 10**400}, ["adapter_config.json"]),
     ],
 )
-def test_a_peft_config_that_means_more_is_refused(tmp_path: Path, change: dict, facts: list) -> None:
+def test_peft_config_that_means_more_is_rejected(tmp_path: Path, change: dict, facts: list) -> None:
     path = write_peft(tmp_path / "peft", lora_matrices("blocks"))
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | change))
@@ -234,14 +234,14 @@ def test_diffusers_metadata_are_checked_as_pefts(tmp_path: Path) -> None:
         open_lora(path, SHAPES)
 
 
-def test_an_lfs_pointer_is_named(tmp_path: Path) -> None:
+def test_lfs_pointer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     path.write_text(LFS_POINTER)
     with raises(WeightsError, "LFS"):
         open_lora(path, SHAPES)
 
 
-def test_an_update_that_is_not_finite_names_its_file(tmp_path: Path) -> None:
+def test_update_that_is_not_finite_names_its_file(tmp_path: Path) -> None:
     down, up = pair()
     path = save(tmp_path, {f"{Q}.lora_A.weight": down * float("nan"), f"{Q}.lora_B.weight": up})
     with raises(WeightsError, f"{Q}.weight", where=path):

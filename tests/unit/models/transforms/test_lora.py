@@ -137,7 +137,7 @@ def test_lora_starting_matrices_depend_on_seed_and_name() -> None:
 
 
 @pytest.mark.medium
-def test_a_block_with_a_lora_compiles_into_one_graph() -> None:
+def test_block_with_a_lora_compiles_into_one_graph() -> None:
     model, inputs = adapted(LoraConfig(rank=4, on="both")), tiny_inputs()
     expected = model(**inputs)
     expected.square().mean().backward()
@@ -158,7 +158,7 @@ def test_lora_dropout_acts_in_training_only() -> None:
     assert torch.equal(model.eval()(**inputs), model(**inputs))
 
 
-def test_a_pattern_without_a_layer_is_refused() -> None:
+def test_pattern_without_a_layer_is_rejected() -> None:
     with raises(ConfigError, "self_attn.qq", where="transforms: lora.match"):
         adapted(LoraConfig(rank=1, match=("self_attn.qq",)))
     with raises(ConfigError, "vace_patch", where="transforms: lora.modules_to_save"):
@@ -178,6 +178,6 @@ def test_a_pattern_without_a_layer_is_refused() -> None:
         ([{"type": "lora", "alpha": 0}], ["alpha", 0], None),
     ],
 )
-def test_bad_transforms_are_refused(values: object, facts: list[object], where: str | None) -> None:
+def test_bad_transforms_are_rejected(values: object, facts: list[object], where: str | None) -> None:
     with raises(ConfigError, *facts, where=where):
         parse_transforms(values, "model.json:transforms")

@@ -56,7 +56,7 @@ def with_deltas(scale: float = 0.5) -> torch.nn.Module:
     return model
 
 
-def test_a_lora_resumes_with_another_alpha_and_the_same_product(base: Path, tmp_path: Path) -> None:
+def test_lora_resumes_with_another_alpha_and_the_same_product(base: Path, tmp_path: Path) -> None:
     path = str(write_lora("kohya", tmp_path, lora_matrices()))  # rank 4, alpha 2
     model = started(base, LoraConfig(rank=4, alpha=3, rslora=True, on="both", init_from=path))
     inputs = tiny_inputs()
@@ -108,7 +108,7 @@ def test_whole_weights_of_a_peft_folder_are_taken_over(base: Path, tmp_path: Pat
     ],
     ids=["rank", "part"],
 )
-def test_a_lora_without_a_place_is_refused(
+def test_lora_without_a_place_is_rejected(
     base: Path, tmp_path: Path, settings: dict[str, object], facts: list[object]
 ) -> None:
     path = write_lora("diffsynth", tmp_path, lora_matrices())
@@ -116,7 +116,7 @@ def test_a_lora_without_a_place_is_refused(
         started(base, LoraConfig(init_from=str(path), **settings))
 
 
-def test_a_file_of_both_experts_gives_the_one_that_trains(base: Path, tmp_path: Path) -> None:
+def test_file_of_both_experts_gives_the_one_that_trains(base: Path, tmp_path: Path) -> None:
     high, low = lora_matrices(seed=1), lora_matrices(seed=2)
     keys = {}
     for prefix, matrices in (("dit.", high), ("dit2.", low)):
@@ -131,7 +131,7 @@ def test_a_file_of_both_experts_gives_the_one_that_trains(base: Path, tmp_path: 
         started(base, FuseLoraConfig(path=path))
 
 
-def test_a_fused_lora_is_rounded_once(base: Path, tmp_path: Path) -> None:
+def test_fused_lora_is_rounded_once(base: Path, tmp_path: Path) -> None:
     path = str(write_lora("comfyui-alpha", tmp_path, lora_matrices()))
     write_transformer(tmp_path / "bf16", tiny_transformer(), torch.bfloat16)
     source = open_weights(tmp_path / "bf16")
@@ -141,7 +141,7 @@ def test_a_fused_lora_is_rounded_once(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "column"), [("Wan2.1-VACE-1.3B", 2), ("Wan2.1-VACE-14B", 3)])
-def test_the_guide_counts_parameters_and_megabytes(size: str, column: int) -> None:
+def test_guide_counts_parameters_and_megabytes(size: str, column: int) -> None:
     config = PRESETS[size]
     layers = linears(config)
     for on in ("branch", "trunk", "both"):

@@ -55,7 +55,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_transform_of_another_package_is_applied(tmp_path: Path) -> None:
+def test_transform_of_another_package_is_applied(tmp_path: Path) -> None:
     (config,) = parse_transforms([{"type": "drop_bias", "layer": "blocks.0.ffn.0"}], "model.json:transforms")
     with raises(ConfigError, "layers", "layer"):
         parse_transforms([{"type": "drop_bias", "layers": "x"}], "model.json:transforms")

@@ -37,7 +37,7 @@ def built(*configs: object, trainable: str = "branch") -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_lora_over_8_bits_trains_alone(order: int) -> None:
+def test_lora_over_8_bits_trains_alone(order: int) -> None:
     model = built(*[ALL, LoraConfig(rank=4, on="both")][::order])
     held = quantized_layers(model)
     assert len(held) == 60
@@ -47,7 +47,7 @@ def test_a_lora_over_8_bits_trains_alone(order: int) -> None:
     assert moved == {name for name, _ in model.named_parameters() if ".lora_" in name}
 
 
-def test_a_branch_trains_upon_a_trunk_in_8_bits() -> None:
+def test_branch_trains_on_a_trunk_in_8_bits() -> None:
     model = built(ALL)
     assert {name.split(".")[0] for name in quantized_layers(model)} == {"blocks"}
     model(**tiny_inputs()).square().mean().backward()
@@ -69,7 +69,7 @@ def test_names_of_the_weights_stay() -> None:
         (QuantizeConfig(), "all", ["frozen"]),
     ],
 )
-def test_what_cannot_be_held_in_8_bits_is_refused(
+def test_layers_unfit_for_8_bits_are_rejected(
     config: QuantizeConfig, trainable: str, facts: list[str]
 ) -> None:
     with raises(ConfigError, *facts):
@@ -77,7 +77,7 @@ def test_what_cannot_be_held_in_8_bits_is_refused(
 
 
 @pytest.mark.parametrize(("form", "bound"), [("int8", 0.02), ("fp8", 0.05)])
-def test_the_tiny_world_is_off_by_little(form: str, bound: float) -> None:
+def test_tiny_world_is_off_by_little(form: str, bound: float) -> None:
     """The velocity of trained weights: the shipped VACE of the tiny world, at four timesteps."""
     exact = load_transformer(WORLD, dtype=torch.float32)
     held = load_transformer(WORLD, dtype=torch.float32, quantize=form)
@@ -103,7 +103,7 @@ def test_nan_in_the_file_is_named(tmp_path: Path) -> None:
         fill_parameters(model, source, 0)
 
 
-def test_a_14b_trunk_takes_half_its_memory() -> None:
+def test_14b_trunk_takes_half_its_memory() -> None:
     """28 → 14 GB, counted on the meta device."""
     trunk = PRESETS["Wan2.1-VACE-14B"].trunk
     assert isinstance(trunk, WanConfig)

@@ -59,6 +59,6 @@ def test_early_stop_counts_on_after_a_resume() -> None:
 
 
 @pytest.mark.parametrize("state", [{}, {"best": "x", "waited": 1}, {"best": 1.0, "waited": -1}])
-def test_early_stop_refuses_a_state_that_is_none(state: dict[str, Any]) -> None:
+def test_early_stop_rejects_an_invalid_state(state: dict[str, Any]) -> None:
     with raises(WeightsError, "early_stop"):
         EarlyStop(EarlyStopConfig()).load_state_dict(state)

@@ -96,7 +96,7 @@ def test_hook_stops_the_run_after_the_next_iteration(tmp_path: Path) -> None:
     assert ("save", 3, "iter_0000003") in probe.calls
 
 
-def test_error_of_hooks_that_run_alike_is_raised_at_once() -> None:
+def test_error_of_identical_hooks_is_raised_immediately() -> None:
     class Alike(Probe):
         alike = True
 
@@ -140,7 +140,7 @@ class Holder(Hook):
 
 
 @pytest.mark.parametrize("state", [math.nan, (1, 2), {1: "a"}, object(), "x" * (1 << 20), "\ud800"])
-def test_state_that_a_checkpoint_cannot_give_back_is_refused(state: Any) -> None:
+def test_state_that_a_checkpoint_cannot_give_back_is_rejected(state: Any) -> None:
     with raises(TrainingError, where="state_dict of the hook Holder"):
         HookRunner([Holder(state)], RankStatus()).states()
 

@@ -15,21 +15,21 @@ import pytest
 from mindspeed_mm.data.video_writer import write_video
 from tests.support.clips import numbered
 from tests.support.extract_job import make_job
-from tests.support.ranks import run_ranks
+from tests.support.ranks import Ran, run_ranks
 from tests.support.runs import alive, family, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/vace/feature_extract/feature_extraction.sh"
 
 
-def start(root: Path, *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
+def start(root: Path, *flags: str, ranks: int = 1, readers: int = 1) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "MM_DATA": str(root / "data.json"),
         "MM_MODEL": str(root / "model.json"),
         "LOG_DIR": str(root / "logs"),
         "NPUS_PER_NODE": str(ranks),
-        "NUM_WORKERS": "1",
+        "NUM_WORKERS": str(readers),
         "OMP_NUM_THREADS": "1",
         "MASTER_PORT": free_port(),
     }
@@ -44,12 +44,17 @@ def ended(script: subprocess.Popen[str]) -> tuple[int, str]:
     return script.returncode, said
 
 
-def again(root: Path, ranks: int) -> str:
-    """What the script starts, on ranks that have imported everything already. → what they print."""
+def without_script(root: Path, ranks: int) -> Ran:
+    """What the script starts, on ranks that have imported everything already."""
     flags = [part for name in ("data", "model") for part in (f"--mm-{name}", root / f"{name}.json")]
-    flags += ["--mm-tool", ROOT / "mindspeed_mm/tools/tools.json", "--num-workers", 1]
+    flags += ["--mm-tool", ROOT / "mindspeed_mm/tools/tools.json", "--num-workers", 0]
     flags += ["--save-path", root / "out"]
-    ran = run_ranks("mindspeed_mm.tasks.extract", flags, root / "printed", ranks=ranks)
+    return run_ranks("mindspeed_mm.tasks.extract", flags, root / "printed", ranks=ranks)
+
+
+def again(root: Path, ranks: int) -> str:
+    """What the ranks of a second run print."""
+    ran = without_script(root, ranks)
     assert ran.returncodes == [0] * ranks, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -86,7 +91,11 @@ def test_error_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> None:
     make_job(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/features").write_text("no folder can be made here")
-    code, said = ended(start(tmp_path, ranks=ranks))
+    if ranks == 1:
+        ran = without_script(tmp_path, ranks)
+        code, said = ran.returncodes[0], ran.stdout + ran.stderr
+    else:
+        code, said = ended(start(tmp_path, ranks=ranks, readers=0))
     assert code == 1
     assert len(re.findall(rf"{tmp_path / 'out/features'}\b.*\bwritten\b", said)) == 1, said
     assert "[rank 0] MindSpeedMMError: " in said

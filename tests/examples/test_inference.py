@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from examples.vace.tiny.world import make_scene
 from mindspeed_mm.tasks.generate import main
 from tests.support.errors import meant
+from tests.support.ranks import run_ranks
 from tests.support.runs import ended, free_port
 from tests.support.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
 
@@ -54,12 +54,6 @@ def _write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
     (folder / f"{TRANSFORMER_FILE}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Wan-VACE-Inference.py, as a user types it."""
-    argv = [sys.executable, str(INFERENCE / "Wan-VACE-Inference.py"), *map(str, arguments)]
-    return ended(argv, cwd=cwd, env={"OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"}, seconds=300)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["wan2.1_1.3b", "wan2.1_14b", "wan2.2_A14b"])
 def test_file_of_the_guide_makes_its_three_videos(
@@ -67,13 +61,9 @@ def test_file_of_the_guide_makes_its_three_videos(
 ) -> None:
     smaller = [part for key, value in SIZE.items() for part in (f"--{key}", str(value))]
     argv = [str(INFERENCE / f"inference_{size}.json"), *smaller, "--output-path", str(tmp_path)]
-    if size == "wan2.1_1.3b":
-        ran = command(*argv, cwd=downloads)
-        assert ran.returncode == 0, ran.stderr
-    else:  # the same function, without a new process that imports everything again
-        monkeypatch.chdir(downloads)
-        monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
-        main(argv)
+    monkeypatch.chdir(downloads)
+    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
+    main(argv)  # test_guide.py starts Wan-VACE-Inference.py, which calls it
     assert {path.name for path in tmp_path.iterdir()} == {
         "job.json",
         *(f"video{number}{end}" for number in (1, 2, 3) for end in ("", ".mp4", ".png", ".json")),
@@ -147,24 +137,31 @@ def test_generate_sh_makes_a_video_on_two_processes(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "wanted"),
-    [
-        (["--video-path", "torn.mp4"], r"\[rank 0\] DataError: video1: .*torn\.mp4"),
-        (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank \d\] ConfigError: 2 process"),
-    ],
-)
-def test_error_of_a_process_is_one_line(tiny: Path, arguments: list[str], wanted: str) -> None:
+def test_error_of_a_process_is_one_line(tiny: Path) -> None:
     (tiny.parent / "torn.mp4").write_bytes(b"no video at all")
-    ran = generate("inference.json", *arguments, cwd=tiny.parent)
+    ran = generate("inference.json", "--video-path", "torn.mp4", cwd=tiny.parent)
     assert ran.returncode == 1
     assert ran.stderr == ""
     (line,) = [line for line in ran.stdout.splitlines() if "Error" in line]
-    assert re.match(wanted, line)
+    assert re.match(r"\[rank 0\] DataError: video1: .*torn\.mp4", line)
     assert "torch/distributed" not in ran.stdout
     assert not (tiny.parent / "out").exists()
     (log,) = (tiny.parent / "logs").iterdir()
     assert line in log.read_text()
+
+
+@pytest.mark.slow
+def test_error_of_every_process_is_one_line_of_each(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the launcher prints one: test_training_scripts.py."""
+    monkeypatch.chdir(tiny.parent)
+    flags = ["--cfg-parallel", "on", "--context-parallel-size", "2"]
+    ran = run_ranks("mindspeed_mm.tasks.generate", [tiny, *flags], tiny.parent / "printed")
+    assert ran.returncodes == [1, 1]
+    lines = [line for line in (ran.stdout + ran.stderr).splitlines() if "Error" in line]
+    assert len(lines) == 2
+    assert all(re.match(r"\[rank \d\] ConfigError: 2 process", line) for line in lines)
+    assert "torch/distributed" not in ran.stdout + ran.stderr
+    assert not (tiny.parent / "out").exists()
 
 
 def test_known_problems_are_reported_before_the_start(tiny: Path) -> None:

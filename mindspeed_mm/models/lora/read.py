@@ -40,8 +40,7 @@ class _Raw:
     path: Path
     tensors: Mapping[str, TensorFile]
     config: Mapping[str, Any] = field(default_factory=dict)  # peft's
-    # Metadata of diffusers, such as `transformer.lora_alpha`.
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # diffusers', e.g. transformer.lora_alpha
 
     def alpha(self, key: str, key_of: Key) -> tuple[float | None, bool]:
         """Return (alpha, whether to divide it by √rank) from the settings stored with the tensors."""
@@ -191,8 +190,8 @@ def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) 
     own = [shape[0] for weight, shape in shapes.items() if weight.endswith("attn.q.weight")]
     if not widths or not own or widths[0] == own[0]:
         return ""
-    is_named = f" ({named[widths[0]]})" if widths[0] in named else ""
-    return f"; it is for a model of width {widths[0]}{is_named}, this one has {own[0]}"
+    name = f" ({named[widths[0]]})" if widths[0] in named else ""
+    return f"; it is for a model of width {widths[0]}{name}, this one has {own[0]}"
 
 
 def _refuse_foreign(raw: _Raw, foreign: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -123,12 +123,12 @@ class ClipIndex:
             return None
 
     def get_many(self, files: Sequence[tuple[Kind, Path]]) -> dict[tuple[Kind, Path], ClipInfo]:
-        """Return the results for those of `files` that `get` knows."""
+        """Return the cached results of `files`; files without one are left out."""
         found = map_in_threads(lambda file: self.get(*file), files)
         return {file: info for file, info in zip(files, found, strict=True) if info is not None}
 
     def add(self, seen: Seen) -> None:
-        """Store results, each with the file's signature from before the file was opened."""
+        """Store results, each with the file's signature, taken before the file was opened."""
         lines: list[list[Any]] = []
         for (kind, path), (signature, info) in seen.items():
             facts = {name: value for name, value in asdict(info).items() if name != "path"}
@@ -178,7 +178,7 @@ class ContentIndex:
             return None
 
     def add(self, found: Mapping[Path, tuple[Signature, str]]) -> None:
-        """Store hashes, each with the file's signature from before the file was read."""
+        """Store hashes, each with the file's signature, taken before the file was read."""
         fresh = {os.path.abspath(path): value for path, value in found.items()}
         fresh = {name: value for name, value in fresh.items() if self._known.get(name) != value}
         if not fresh:

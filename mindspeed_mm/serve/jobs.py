@@ -287,7 +287,7 @@ class JobStore:
         """
         try:
             if identity_of(self.path) != self._identity:
-                return f"{DATABASE} was deleted or replaced while the server runs"
+                return f"{DATABASE} was deleted or replaced while the server was running"
             if thoroughly:
                 check_pages(self.path)
         except DataError as error:
@@ -304,8 +304,8 @@ class JobStore:
     def _database(self) -> sqlite3.Connection:
         database: sqlite3.Connection | None = getattr(self._local, "database", None)
         if database is None:
-            # Only the first connection may create the file. If the file was deleted since, a later one would
-            # create a second, empty queue.
+            # Only the first connection may create the file. If the file has been deleted since, a later
+            # connection would create a second, empty queue.
             address = f"{self.path.absolute().as_uri()}?mode={'rwc' if self._identity is None else 'rw'}"
             database = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
             database.execute("PRAGMA journal_mode = WAL")
@@ -330,7 +330,7 @@ class JobStore:
 
 
 def _died(attempts: int) -> dict[str, str]:
-    problem = f"the worker died {attempts} times while it made this video"
+    problem = f"the worker died {attempts} times while making this video"
     fix = "a smaller size or fewer frames need less memory"
     return describe_error(ApiError(500, "worker_died", problem, fix=fix))
 

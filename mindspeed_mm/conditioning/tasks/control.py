@@ -1,4 +1,4 @@
-"""Control tasks: a clip of depth, flow, lines, … guides every frame. No mask: all is generated."""
+"""Control tasks: a clip of depth, flow, lines, … guides every frame. Masks are not used."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import sys
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,7 +220,8 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     assert (tmp_path / "out" / "video1.mp4").exists()
 
 
-def test_small_disk_is_rejected_and_leaves_nothing(config, tmp_path, capsys):
+def test_small_disk_is_rejected_and_leaves_nothing(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["generate"])  # the lock names the command, and must fit
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (512, hard)

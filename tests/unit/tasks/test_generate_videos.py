@@ -8,8 +8,8 @@ import json
 import os
 import re
 import resource
-import sys
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 

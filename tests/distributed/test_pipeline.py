@@ -44,10 +44,17 @@ def alone(world, environment, tmp_path_factory):
     def run(trainable):
         if trainable not in made:
             folder = tmp_path_factory.mktemp("alone")
-            made[trainable] = trained(world, environment(trainable), folder, 1)
+            made[trainable] = (*trained(world, environment(trainable), folder, 1), folder)
         return made[trainable]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def staged(world, environment, tmp_path_factory):
+    """What two stages make of the whole model: rows, weights, folder."""
+    folder = tmp_path_factory.mktemp("staged")
+    return (*trained(world, environment("all"), folder, 2, **PP2), folder)
 
 
 def assert_alike(found, expected):
@@ -64,42 +71,46 @@ def assert_alike(found, expected):
     [
         ("branch", 2, {}),
         ("trunk", 2, {}),
-        ("all", 2, {}),
         ("all", 2, {"pipeline_schedule": "gpipe"}),
         ("all", 2, {"virtual_pipeline_model_parallel_size": 2}),
         ("all", 4, {}),
         ("all", 4, {"context_parallel_size": 2}),
         ("all", 4, {"context_parallel_size": 2, "context_parallel_algo": "megatron_cp_algo"}),
     ],
-    ids=["branch", "trunk", "all", "gpipe", "virtual", "data", "context", "ring"],
+    ids=["branch", "trunk", "gpipe", "virtual", "data", "context", "ring"],
 )
 def test_stages_give_the_numbers_of_one_rank(world, environment, alone, tmp_path, trainable, ranks, flags):
-    staged = trained(world, environment(trainable), tmp_path, ranks, **PP2, **flags)
-    assert_alike(staged, alone(trainable))
+    found = trained(world, environment(trainable), tmp_path, ranks, **PP2, **flags)
+    assert_alike(found, alone(trainable))
 
 
-def test_uneven_stages_of_the_model_json_give_the_same(world, environment, alone, tmp_path):
-    staged = trained(world, environment("all", pipeline_num_layers=[1, 3]), tmp_path, 2, **PP2)
+def test_two_stages_that_train_everything_give_the_same(staged, alone):
     assert_alike(staged, alone("all"))
 
 
-def test_run_in_stages_resumes_exactly(world, environment, tmp_path):
-    once = trained(world, environment("all"), tmp_path / "once", 2, **PP2)
+def test_uneven_stages_of_the_model_json_give_the_same(world, environment, alone, tmp_path):
+    found = trained(world, environment("all", pipeline_num_layers=[1, 3]), tmp_path, 2, **PP2)
+    assert_alike(found, alone("all"))
+
+
+def test_run_in_stages_resumes_exactly(world, environment, staged, tmp_path):
     half = tmp_path / "half"
     trained(world, environment("all"), half, 2, train_iters=2, lr_decay_iters=3, **PP2)
     rows, weights = trained(world, environment("all"), half, 2, load=str(half), **PP2)
-    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in once[0] if "loss" in row]
-    for name, weight in once[1].items():
+    assert [row["loss"] for row in rows if "loss" in row] == [
+        row["loss"] for row in staged[0] if "loss" in row
+    ]
+    for name, weight in staged[1].items():
         assert torch.equal(weights[name], weight), name
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_checkpoint_moves_between_layouts_bit_for_bit(world, environment, tmp_path, before, after):
-    stages = {1: {}, 2: PP2}
-    first, second = tmp_path / "first", tmp_path / "second"
-    _, saved = trained(world, environment("all"), first, before, **stages[before])
+def test_checkpoint_moves_between_layouts_bit_for_bit(
+    world, environment, alone, staged, tmp_path, before, after
+):
+    _, saved, first = {1: alone("all"), 2: staged}[before]
     moved = {"load": str(first), "lr": 1e-30, "weight_decay": 0.0, "train_iters": 4}
-    _, again = trained(world, environment("all"), second, after, **moved, **stages[after])
+    _, again = trained(world, environment("all"), tmp_path, after, **moved, **{1: {}, 2: PP2}[after])
     for name, weight in saved.items():
         assert torch.equal(again[name], weight), name
 
@@ -117,8 +128,8 @@ def test_converted_stages_train_and_convert_back(world, environment, alone, tmp_
     convert(["VACEConverter", "hf_to_mm", *paths, "--pp_layers", layers])
     model = json.loads(Path(plain["MM_MODEL"]).read_text())
     model["predictor"]["from_pretrained"] = str(split)
-    staged = {**plain, "MM_MODEL": str(write_json(tmp_path / "model.json", model))}
-    found = trained(world, staged, tmp_path / "save", 2, **PP2, **flags)
+    changed = {**plain, "MM_MODEL": str(write_json(tmp_path / "model.json", model))}
+    found = trained(world, changed, tmp_path / "save", 2, **PP2, **flags)
     assert_alike(found, alone("all"))
     back = tmp_path / "back"
     paths = ["--cfg.source_path", str(tmp_path / "save"), "--cfg.target_path", str(back)]

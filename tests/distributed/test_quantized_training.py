@@ -78,9 +78,13 @@ def test_compiled_lora_on_8_bits_trains_identically(world, environment, alone, t
     assert losses(rows) == pytest.approx(losses(alone[1])[:2], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def exact(world, environment, tmp_path_factory):
+    return train(world, environment, tmp_path_factory.mktemp("exact"), *LORA, train_iters=2)
+
+
 @pytest.mark.parametrize(("form", "bound"), [("int8", 1e-2), ("fp8", 3e-2)])
-def test_loss_matches_the_exact_base(world, environment, tmp_path, form, bound):
-    exact = train(world, environment, tmp_path / "exact", *LORA, train_iters=2)
+def test_loss_matches_the_exact_base(world, environment, exact, tmp_path, form, bound):
     found = train(world, environment, tmp_path / form, *LORA, f"--quantize={form}", ranks=2, train_iters=2)
     assert losses(found) == pytest.approx(losses(exact), rel=bound)
     assert losses(found) != losses(exact)

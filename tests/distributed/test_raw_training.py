@@ -66,18 +66,22 @@ def test_raw_clips_train_as_their_features_do(world, job, tmp_path):
     assert sum(steps(found, "seconds/vae")) > 0
 
 
-def test_raw_training_resumes_where_it_stopped(world, job, tmp_path):
-    (whole,) = world.run(1, train_job, raw_flags(job, tmp_path / "whole", recipe=RECIPE))
+@pytest.fixture(scope="module")
+def alone(world, job, tmp_path_factory):
+    """The rows of a run by the recipe on one rank."""
+    return world.run(1, train_job, raw_flags(job, tmp_path_factory.mktemp("alone"), recipe=RECIPE))[0]
+
+
+def test_raw_training_resumes_where_it_stopped(world, job, alone, tmp_path):
     flags = {"recipe": RECIPE, "save_interval": 2}
     world.run(1, train_job, raw_flags(job, tmp_path / "part", train_iters=2, **flags))
     resumed = raw_flags(job, tmp_path / "part", load=tmp_path / "part" / "save", **flags)
     (rest,) = world.run(1, train_job, resumed)
-    assert steps(rest) == steps(whole)
-    assert len({round(loss, 6) for loss in steps(whole)}) == 4
+    assert steps(rest) == steps(alone)
+    assert len({round(loss, 6) for loss in steps(alone)}) == 4
 
 
-def test_raw_training_is_equal_on_two_ranks(world, job, tmp_path):
-    (alone,) = world.run(1, train_job, raw_flags(job, tmp_path / "1", recipe=RECIPE))
+def test_raw_training_is_equal_on_two_ranks(world, job, alone, tmp_path):
     together = world.run(2, train_job, raw_flags(job, tmp_path / "2", recipe=RECIPE))[-1]
     assert steps(together) == pytest.approx(steps(alone), rel=1e-6)
     groups = [key for row in alone for key in row if key.startswith("loss/")]

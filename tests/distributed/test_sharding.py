@@ -5,7 +5,7 @@ import torch
 
 from tests.distributed.jobs import Setup, plain, train
 
-STEPS = 5
+STEPS = 3
 
 
 @pytest.fixture(scope="module")

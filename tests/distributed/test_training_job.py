@@ -23,15 +23,25 @@ def environment(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("a run"))
 
 
-@pytest.mark.parametrize(("ranks", "flags"), [(2, {}), (4, {}), (4, {"context_parallel_size": 2})])
-def test_one_rank_equals_many(world, environment, tmp_path, ranks, flags):
-    def metrics(ranks, **flags):
-        answers = world.run(
-            ranks, train_job, arguments(environment, save=tmp_path / f"{ranks}", eval_interval=5, **flags)
-        )
-        return answers[-1]  # the last rank writes
+@pytest.fixture(scope="module")
+def metrics(world, environment, tmp_path_factory):
+    """→ the rows of a run on some ranks."""
 
-    alone, together = metrics(1), metrics(ranks, **flags)
+    def run(ranks, **flags):
+        order = arguments(environment, save=tmp_path_factory.mktemp("run"), eval_interval=5, **flags)
+        return world.run(ranks, train_job, order)[-1]  # the last rank writes
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(metrics):
+    return metrics(1)
+
+
+@pytest.mark.parametrize(("ranks", "flags"), [(2, {}), (4, {}), (4, {"context_parallel_size": 2})])
+def test_one_rank_equals_many(metrics, alone, ranks, flags):
+    together = metrics(ranks, **flags)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
     assert [row["tokens"] for row in together if "tokens" in row] == [
         row["tokens"] for row in alone if "tokens" in row

@@ -3,6 +3,11 @@
 import gc
 from contextlib import suppress
 
+import av  # noqa: F401
+import einops._torch_specific  # noqa: F401
+import pydantic.type_adapter  # noqa: F401
+import torch.utils.serialization
+
 import mindspeed_mm.distributed.pipeline_schedule  # noqa: F401
 from megatron.mm.core import core
 

@@ -41,7 +41,7 @@ SMALL = VaceConfig(
     vace_layers=(0,),
 )
 CAREFULLY = settings(
-    max_examples=20,
+    max_examples=14,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -276,7 +276,7 @@ FORGERIES = [
 ]  # fmt: skip
 
 
-@settings(CAREFULLY, max_examples=100)
+@settings(CAREFULLY, max_examples=60)
 @given(
     how=st.sampled_from(FORGERIES),
     name=st.sampled_from(sorted(WEIGHTS)),
@@ -308,7 +308,7 @@ keys = st.sampled_from(
 )
 
 
-@settings(CAREFULLY, max_examples=150)
+@settings(CAREFULLY, max_examples=100)
 @given(values=st.dictionaries(keys, json_values, max_size=6) | json_values, keep=st.booleans())
 def test_any_config_json_is_used_or_rejected_in_one_line(tmp_path: Path, values: Any, keep: bool) -> None:
     """Whatever the file says, it agrees with the weights or is refused."""

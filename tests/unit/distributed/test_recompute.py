@@ -14,20 +14,30 @@ from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 pytestmark = pytest.mark.medium
 
-BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(2)]
+SHALLOW = TINY.model_copy(
+    update={"trunk": TINY.trunk.model_copy(update={"num_layers": 2}), "vace_layers": (0,)}
+)
 
 
-def gradients(mode, *, to_host=False, compiled=False, trainable=("vace_",), monkeypatch=None):
+def blocks_of(config):
+    trunk = [f"blocks.{i}" for i in range(config.trunk.num_layers)]
+    return trunk + [f"vace_blocks.{i}" for i in range(len(config.vace_layers))]
+
+
+BLOCKS = blocks_of(TINY)
+
+
+def gradients(mode, *, to_host=False, compiled=False, trainable=("vace_",), config=TINY):
     """Loss and gradients of one sample, and references to every block's input."""
-    model = tiny_transformer(0)
+    model, blocks = tiny_transformer(0, config), blocks_of(config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trainable))
     if mode:
-        apply_recompute(model, dict.fromkeys(BLOCKS, mode), inputs_to_host=to_host, pin=False)
+        apply_recompute(model, dict.fromkeys(blocks, mode), inputs_to_host=to_host, pin=False)
     if compiled:
-        compile_blocks(model, BLOCKS)
+        compile_blocks(model, blocks)
     seen = []
-    for name in BLOCKS:
+    for name in blocks:
         model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(weakref.ref(args[0])))
     inputs = tiny_inputs(0)
     loss = model(**inputs).square().mean()
@@ -61,7 +71,7 @@ def test_compiled_block_computes_the_same(mode, monkeypatch):
     """Traced as for any device; without the last stage, which needs a compiler."""
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: whole(function, backend="aot_eager"))
-    same(gradients(mode), gradients(mode, compiled=True), 1e-5)
+    same(gradients(mode, config=SHALLOW), gradients(mode, compiled=True, config=SHALLOW), 1e-5)
 
 
 def test_nothing_is_recomputed_where_no_gradient_comes():

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -198,8 +198,16 @@ def damaged(weights: Weights, how: str, name: str) -> Weights:
     return changed
 
 
+def each_damage(test: Callable[..., None]) -> Callable[..., None]:
+    """Every kind at least once, whatever hypothesis draws."""
+    for how in DAMAGES:
+        test = example(how=how, name="blocks.0.ffn.0.weight")(test)
+    return test
+
+
 @pytest.mark.parametrize("form", WRITERS)
-@CAREFULLY
+@settings(CAREFULLY, max_examples=7)
+@each_damage
 @given(how=st.sampled_from(DAMAGES), name=st.sampled_from(sorted(WEIGHTS)))
 def test_extra_missing_or_misshaped_weights_are_rejected(
     tmp_path: Path, form: str, how: str, name: str

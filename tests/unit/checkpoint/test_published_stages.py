@@ -19,6 +19,7 @@ pytestmark = pytest.mark.medium
 
 STAGES = [
     ("Wan2.1-VACE-1.3B", [7, 8, 8, 7]),  # the guide's
+    ("Wan2.1-VACE-1.3B", [[4, 4], [11, 11]]),
     ("Wan2.1-VACE-14B", [1, 4, 1, 34]),  # the second holds no branch block
     ("Wan2.1-VACE-14B", [[5, 5, 5, 5], [6, 4, 5, 5]]),
 ]

@@ -1,4 +1,4 @@
-"""What checksums cost when a checkpoint is saved and loaded, and when weights are read.
+"""Measure the cost of checksums when a checkpoint is saved and loaded, and when weights are read.
 
     python benchmarks/checksums.py                       # 1 GB in pieces of 16 MB, in a temporary folder
     python benchmarks/checksums.py --gigabytes 8 --folder /data/scratch --rounds 5

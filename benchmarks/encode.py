@@ -175,7 +175,7 @@ def build_models(
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Alternate both sides over all kinds; → numbers."""
+    """Alternate both sides over all kinds, and return the numbers."""
     accelerator = Accelerator.detect(args.device)
     accelerator.activate()
     if args.threads:

@@ -227,7 +227,7 @@ def prepare(world: Path) -> None:
 
 
 def start(job: Job, world: Path, mark: str, log: Path, *, again: bool) -> subprocess.Popen[bytes]:
-    """The command in a session of its own."""
+    """Start the command in its own session."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -255,7 +255,7 @@ def _checkpointed(job: Job) -> bool:
 
 
 def processes(mark: str) -> dict[int, str]:
-    """pid → kind of every process of a job, known by a variable of its environment."""
+    """Map the pid of every process of a job to its kind, found in a variable of its environment."""
     words, parents = {}, {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -66,7 +66,7 @@ class Work:
 
 
 def replay(ranks: Sequence[Sequence[Work]]) -> tuple[float, float]:
-    """→ the length of a step on ranks that nothing else disturbs, and the share of it that they wait."""
+    """Return the length of a step on undisturbed ranks, and the fraction of it that they wait."""
     last = max(work.stage for rank in ranks for work in rank)
     over: dict[tuple[bool, int, int], float] = {}
     free, left = [0.0] * len(ranks), [list(rank) for rank in ranks]
@@ -128,7 +128,7 @@ def sample(predictor: PredictorConfig, grid: Sequence[int], number: int) -> tupl
 
 
 def step(variant: Variant, samples: Sequence[tuple[MicroBatch, Tensor]]) -> float:
-    """Forward and backward. → the mean loss over this rank's samples; with stages, on the last rank."""
+    """Run forward and backward. Return the mean loss of this rank's samples (the last rank's with stages)."""
     model, count = variant.model, variant.samples
     total = torch.zeros(())
 

@@ -39,7 +39,7 @@ CONFIG = ROOT / "examples/vace/tiny/inference.json"
 
 
 class Server:
-    """`vace serve` on a port of its own."""
+    """Start `vace serve` on its own port."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir, self.starts = data_dir, 0

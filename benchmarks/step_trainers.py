@@ -1,4 +1,4 @@
-"""What benchmarks/train_step.py compares: our model and other projects' on one sample, trained alike."""
+"""The trainers that benchmarks/train_step.py compares: ours and other projects', on the same sample."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Variant:
     compiled: bool
 
     def plan(self, config: VaceConfig) -> dict[str, str]:
-        """Module name → mode, without those that recompute nothing."""
+        """Map module names to modes, without modules that recompute nothing."""
         from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
         from mindspeed_mm.distributed.patterns import recompute_plan
 
@@ -71,7 +71,7 @@ class Trainer:
         )
 
     def step(self) -> float:
-        """→ the loss before the update."""
+        """Return the loss before the update."""
         import torch
 
         loss = (self.forward().float() - self.target).square().mean()
@@ -176,7 +176,7 @@ def peer_trainer(case: Case, peer: str, inputs: dict[str, Any], accelerator: Any
 
 
 def _diffusers(config: VaceConfig) -> tuple[Any, Callable[..., Any]]:
-    """→ diffusers' model, and how its pipeline calls it."""
+    """Return the model of diffusers and a function that calls it as its pipeline does."""
     from diffusers import WanVACETransformer3DModel
 
     trunk = config.trunk
@@ -208,7 +208,7 @@ def _diffusers(config: VaceConfig) -> tuple[Any, Callable[..., Any]]:
 
 
 def _diffsynth(config: VaceConfig) -> tuple[Any, Callable[..., Any]]:
-    """→ DiffSynth-Studio's two models, and the function that its training calls with them."""
+    """Return the two models of DiffSynth-Studio and the function that its training calls with them."""
     import torch
     from diffsynth.models.wan_video_dit import WanModel
     from diffsynth.models.wan_video_vace import VaceWanModel

@@ -1,6 +1,6 @@
 """Time and memory of one training step, by recompute mode and with torch.compile on or off.
 
-On request beside those of diffusers or DiffSynth-Studio (`pip install diffsynth`).
+Optionally compares with diffusers or DiffSynth-Studio (`pip install diffsynth`).
 
     python benchmarks/train_step.py --json benchmarks/mid_size.json --latents 9 16 16 --dtype fp32 \\
         --peer diffusers
@@ -115,7 +115,7 @@ def _start(case: Case, variant: Variant | str) -> Worker:
 
 
 def _finish(worker: Worker, steps: int) -> list[Measured]:
-    """Let it take `steps` more steps and report. → its row, or nothing if it died."""
+    """Run `steps` more steps. Return the row, or None if the process died."""
     rows = []
     try:
         if steps:

@@ -48,7 +48,7 @@ def environment(python: str, machine: str) -> dict[str, str]:
 
 
 def pins(python: str, machine: str) -> dict[str, str]:
-    """name → exact version, as constraints.txt says for that Python and machine."""
+    """Map names to the exact versions that constraints.txt sets for that Python and machine."""
     chosen = {}
     for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):

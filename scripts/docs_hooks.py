@@ -64,9 +64,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
-    """Let the language switch stay on the page.
+    """Make the language switch stay on the page.
 
-    The theme knows one site only, so its links are replaced here.
+    The theme supports only one site, so its links are replaced here.
     """
     root = posixpath.relpath(".", page.url or ".") + ("/.." if _is_chinese(config) else "")
     for entry, folder in zip(config.extra["alternate"], ("", "zh/"), strict=True):

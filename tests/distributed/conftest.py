@@ -15,7 +15,7 @@ from tests.support.runs import free_port
 
 
 class World:
-    """Processes that stay up between tests; each job has a process group of its own."""
+    """Processes that keep running between tests; each job has its own process group."""
 
     def __init__(self, size=4):
         context = warm_processes()
@@ -30,7 +30,7 @@ class World:
             self.processes.append(process)
 
     def run(self, size, job, *args, **settings):
-        """`job(*args, **settings)` inside `launch` on `size` ranks → their answers, by rank."""
+        """Run `job(*args, **settings)` inside `launch` on `size` ranks. Return the results by rank."""
         port = free_port()
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
@@ -43,9 +43,9 @@ class World:
         return [answer for _, answer in answers]
 
     def run_to_death(self, size, job, *args, **settings):
-        """Like `run`, for a job that kills its processes. → their exit codes.
+        """Like `run`, for a job that kills its processes. Return the exit codes.
 
-        This world is of no use after it.
+        The world cannot be used afterwards.
         """
         with contextlib.suppress(AssertionError, EOFError, OSError):
             self.run(size, job, *args, **settings)

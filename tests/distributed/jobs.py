@@ -90,7 +90,7 @@ def optimizer(model: nn.Module, lr: float = 1e-2, name: str = "adam") -> torch.o
 def step(
     model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: int, batch: int, grid=GRID
 ) -> float:
-    """One iteration over `batch` samples, spread over the data-parallel ranks. → the global loss."""
+    """Run one iteration over `batch` samples, split over the data-parallel ranks. Return the global loss."""
     share = batch // mesh.dp_size
     total = torch.zeros(())
     for number in range(share):
@@ -114,7 +114,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def train(setup: Setup, steps: int, batch: int = 4, grid=GRID) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """→ losses and final weights (on rank 0 only: the others answer {})."""
+    """Return losses and final weights on rank 0, and {} on the other ranks."""
     model, mesh = setup.build()
     optim = optimizer(model, name=setup.optimizer)
     losses = [step(model, mesh, optim, iteration, batch, grid) for iteration in range(steps)]
@@ -193,9 +193,9 @@ def train_to(
     *,
     tensors: bool = True,
 ) -> dict[str, Any]:
-    """Load what is there, train to iteration `end`, saving at some.
+    """Load the checkpoint if there is one, train to iteration `end`, and save at some iterations.
 
-    → losses by iteration, and with `tensors` weights and moments.
+    Return losses by iteration, and with `tensors` also weights and moments.
     """
     torch.manual_seed(5)
     state, mesh, points = run.start()

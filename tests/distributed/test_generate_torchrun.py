@@ -110,9 +110,9 @@ def test_two_processes_make_the_video_of_one(config, alone, name, flags):
 
 @pytest.mark.slow
 def test_processes_that_do_not_share_make_a_video_each(config, alone):
-    """Three tasks for two processes.
+    """Two processes generate three tasks.
 
-    The first one has two of them, and the files are those of one process.
+    The first process generates two, and the files equal the files of one process.
     """
     out, prompts = config.parent / "each", config.parent / "prompts.jsonl"
     names = ("video1", "other", "third")
@@ -223,7 +223,7 @@ def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
 
 @pytest.mark.slow
 def test_torchrun_reports_bad_input_in_one_line(config):
-    """Of ranks that fail alike the first prints; torchrun's report has the others' line."""
+    """If all ranks fail in the same way, the first prints the line; torchrun's report has the others' line."""
     flags, message = BAD_INPUT[3]
     out = config.parent / "refused"
     ran = torchrun(config, *with_paths(config, flags), "--output-path", out)

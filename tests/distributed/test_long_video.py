@@ -1,4 +1,4 @@
-"""Long videos on two processes: those of one process, shared or each its own, and resumed."""
+"""Long videos on two processes equal those of one process: one shared or one each, and resumed."""
 
 import json
 from pathlib import Path

@@ -44,7 +44,7 @@ def test_losses_and_weights_match_one_process(world, reference, ranks, setup):
 
 
 def uneven(mesh_shape: tuple[int, int], shape: tuple[int, int], count: int) -> list[tuple[int, float]]:
-    """→ by portion of `count` sharded matrices: its length and the distance from one process's rows."""
+    """Return the length of each portion of `count` sharded matrices and its distance from one process."""
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("copies", "shards"))
     places = [Replicate(), Shard(0)]
     matrices = [

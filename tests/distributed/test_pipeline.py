@@ -15,7 +15,7 @@ PP2 = {"pipeline_model_parallel_size": 2}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """→ the environment of a job by what it trains."""
+    """Return the environment of a job, by the part of the model that it trains."""
     made = {}
 
     def make(trainable, **predictor):
@@ -29,7 +29,7 @@ def environment(tmp_path_factory):
 
 
 def trained(world, environment, folder, ranks, **flags):
-    """→ the rows of the metrics, and the weights that were saved."""
+    """Return the rows of the metrics and the saved weights."""
     given = {"train_iters": 3, "save": str(folder), "eval_interval": 3, **flags}
     rows = world.run(ranks, train_job, arguments(environment, "--save-full-model", **given))[-1]
     source = open_weights(Path(folder) / f"iter_{given['train_iters']:07d}")
@@ -38,7 +38,7 @@ def trained(world, environment, folder, ranks, **flags):
 
 @pytest.fixture(scope="module")
 def alone(world, environment, tmp_path_factory):
-    """→ what one rank without stages makes of a job."""
+    """Return the result of a job on one rank without stages."""
     made = {}
 
     def run(trainable):

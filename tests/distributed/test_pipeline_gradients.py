@@ -1,4 +1,4 @@
-"""Losses and gradients of stages are those of one rank without them, within 1e-6 in fp32."""
+"""Losses and gradients with stages match one rank without stages, within 1e-6 in fp32."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ LAYOUTS = {
 
 
 def trained(flags, layers, number, yaml=None):
-    """Inside a process group: gradients of eight samples. → the mean loss, and gradients by name."""
+    """Inside a process group, return the mean loss of eight samples, and gradients by name."""
     parallel, fsdp = ParallelConfig(**flags), Fsdp2Config(param_dtype="fp32", **(yaml or {}))
     mesh = build_mesh(parallel, CPU, fsdp)
     source = FromModule(tiny_transformer(0))

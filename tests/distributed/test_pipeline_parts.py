@@ -1,4 +1,4 @@
-"""What trains in pipeline stages beside whole weights: LoRA, 8 bits, Muon, references; and a killed stage."""
+"""Pipeline stages with LoRA, 8-bit weights, Muon and references; and a killed stage."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def environment(tmp_path_factory):
 
 
 def run(world, environment, folder, ranks, *more, **flags):
-    """→ the rows of the metrics, and the whole model with what was trained."""
+    """Return the rows of the metrics, and the whole model with the trained weights."""
     given = {"train_iters": 3, "eval_interval": 3, "lr": 1e-2, **flags}
     rows = world.run(ranks, train_job, arguments(environment, *more, **{"save": str(folder), **given}))[-1]
     source = open_weights(Path(folder) / f"iter_{given['train_iters']:07d}")
@@ -45,7 +45,7 @@ def with_model(environment, folder, name="model", **changes):
 
 @pytest.fixture(scope="module")
 def alone(world, environment, tmp_path_factory):
-    """→ what one rank without stages makes of these flags."""
+    """Return the result of these flags on one rank without stages."""
     made = {}
 
     def train(*more):
@@ -73,7 +73,7 @@ def test_lora_moves_from_stages_to_one_rank_and_back(world, environment, alone, 
 
 
 def gradients_sent(argv):
-    """Inside a process group: train. → how many gradients this rank sent to the stage before."""
+    """Train inside a process group. Return the number of gradients sent to the previous stage."""
     sent = []
     make = PipelineStage.get_bwd_send_ops
 

@@ -1,4 +1,4 @@
-"""Training upon weights in 8 bits: alike on any number of ranks, resumed exactly, and never saved."""
+"""Training with frozen 8-bit weights: equal on any number of ranks, resumed exactly, and never saved."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_retain_interval_keeps_multiples_and_newest(world, tmp_path):
 
 
 def no_space(run):
-    """Train to 2 with one good save, then one on a disk that fills up. → the message."""
+    """Train to 2 with one good save, then one on a disk that fills up. Return the message."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     train_to(run, 1, save_at=(1,), **ONLY_LOSSES)
@@ -266,7 +266,7 @@ def test_index_that_carries_code_is_rejected_before_it_runs(world, stopped, tmp_
 
 
 def test_converted_weights_in_a_release_folder_are_a_start(world, tmp_path):
-    """What hf_to_mm writes may be given to --load, as in the old scripts."""
+    """--load accepts a folder that hf_to_mm wrote, as in the old scripts."""
     state = tiny_transformer(9).state_dict()
     folder = tmp_path / "release" / "mp_rank_00"
     folder.mkdir(parents=True)

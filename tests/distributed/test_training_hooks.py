@@ -30,7 +30,7 @@ def with_hooks(environment: dict[str, str], folder: Path, *hooks: dict[str, obje
 
 
 def probed_job(argv: Sequence[str]) -> list[dict[str, Any]] | str:
-    """`train_job` where {"type": "probe"} is known. → its rows, or the error."""
+    """Run `train_job` with {"type": "probe"} registered. Return the rows or the error."""
     register_probe()
     try:
         return train_job(argv)
@@ -39,7 +39,7 @@ def probed_job(argv: Sequence[str]) -> list[dict[str, Any]] | str:
 
 
 def states(folder: Path, iteration: int) -> dict[str, Any]:
-    """Rank → states of its hooks in a checkpoint."""
+    """Map ranks to the states of their hooks in a checkpoint."""
     found = read_dcp(folder / f"iter_{iteration:07d}").get("hooks", {})
     return {rank: unpack(file.read(), rank) for rank, file in found.items()}
 

@@ -130,7 +130,7 @@ def test_bad_sample_stops_every_rank_and_is_named(world, tmp_path):
 
 
 def job_error(argv: Sequence[str], *, metrics: bool = True) -> str:
-    """Train on this rank; its metrics cannot be written, or they can. → the error."""
+    """Train on this rank, whose metrics may be impossible to write. Return the error."""
     from mindspeed_mm.training.hooks.metric_writers import JsonLines
 
     def full(self: JsonLines, iteration: int, values: dict[str, float]) -> None:

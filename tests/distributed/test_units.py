@@ -15,9 +15,9 @@ BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(
 
 
 def count_forwards(setup):
-    """How often each block's attention runs in one forward and backward.
+    """Count how often each block's attention runs in one forward and backward.
 
-    → {block: (self-attention, attend)}.
+    Returns {block: (self-attention, attend)}.
     """
     model, _ = setup.build()
     counts = {name: [0, 0] for name in BLOCKS}
@@ -114,7 +114,7 @@ def test_no_setting_changes_the_gradients(world, setup):
 def frozen_bytes():
     """Train two steps in bf16.
 
-    → what changed, which frozen weights have gradients or masters, dtypes of the units.
+    Returns the changed weights, frozen weights that have gradients or masters, and the units' dtypes.
     """
     model, mesh = Setup(dtype="bf16").build()
     before = {name: whole(p) for name, p in model.named_parameters()}

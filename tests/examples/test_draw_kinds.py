@@ -1,4 +1,4 @@
-"""The guide's recipes are the requests that its pictures were made from, and every kind can be asked for."""
+"""The guide's recipes are the requests behind its images, and every kind can be requested."""
 
 from __future__ import annotations
 

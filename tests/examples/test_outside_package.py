@@ -449,7 +449,7 @@ PARTS = ['--set=model.transforms=[{"type": "biases"}]', '--set=model.hooks=[{"ty
 def trained(
     site: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, object], str]:
-    """Two iterations of the script with every part of the package. → the settings, what was printed.
+    """Train two iterations with every part of the package. Return the settings and the output.
 
     Also with spaces in the path.
     """
@@ -498,9 +498,9 @@ def test_outside_hook_trains_and_resumes_with_the_script(
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_model_without_vace_trains_from_its_weights(tmp_path: Path) -> None:
-    """Its schema, its names, its units and no branch: two files of its own and one line of entry points.
+    """A model with its own schema, names and units, without a branch: two files and one entry point.
 
-    Its one rank has imported the library already; the script starts those of `trained`.
+    Its one rank has already imported the library; the script starts the ranks of `trained`.
     """
     sizes = {
         "enter": (8, 16, 1, 1, 1),

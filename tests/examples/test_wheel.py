@@ -26,7 +26,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def sdist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, built from a copy of the repository because setuptools leaves folders beside setup.py."""
+    """The sdist, built from a copy of the repository because setuptools leaves folders next to setup.py."""
     folder = tmp_path_factory.mktemp("sdist")
     for name in tracked:
         copy = folder / "source" / name

@@ -23,7 +23,7 @@ def flip_bits(rng: Random, path: Path) -> None:
 
 
 def flip_head(rng: Random, path: Path) -> None:
-    """A bit among the first bytes, where formats keep what they are."""
+    """Flip a bit in the first bytes, where formats store their header."""
     data = bytearray(path.read_bytes())
     data[rng.randrange(min(len(data), 64))] ^= 1 << rng.randrange(8)
     replace(path, bytes(data))

@@ -22,7 +22,7 @@ def remove(path: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Give `path` a file of its own with these bytes."""
+    """Replace `path` with a new file with these bytes."""
     remove(path)
     path.write_bytes(data)
 

@@ -104,7 +104,7 @@ def _make_world(root: Path) -> None:
 
 
 def _run(root: Path, case: list[Any] | str, name: str) -> dict[str, Any]:
-    """One case in a child. → its exit code, what it printed, its results."""
+    """Run one case in a child process. Return its exit code, output and results."""
     folder = root / "a" / "b" / "c" / name  # deep: a path that leads up must not leave `root`
     shutil.copytree(root / "world", folder, symlinks=True, copy_function=os.link)
     report, errors = folder.with_suffix(".result"), folder.with_suffix(".err")
@@ -149,9 +149,9 @@ def _leave(code: int) -> NoReturn:
 
 
 def _wait(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
-    """→ exit code (a signal's number, negative) and what it used.
+    """Return the exit code (negative for a signal) and the resources used.
 
-    One that stands still, or takes too long, is killed.
+    A process that hangs or takes too long is killed.
     """
     deadline = time.monotonic() + seconds
     pause, ticks, moved = 0.002, -9, time.monotonic()

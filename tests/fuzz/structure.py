@@ -121,7 +121,7 @@ def scalar_document(rng: Random, path: Path) -> None:
 
 
 def _replace_one(rng: Random, path: Path, raw: str) -> tuple[Any, Any]:
-    """One value replaced by other JSON. → its key (that of the list around it) and what it was."""
+    """Replace one value by other JSON. Return its key (or the key of its list) and the old value."""
     values, dump = _load(path)
     owner, key, name = rng.choice(list(_places(values)))
     before, owner[key] = owner[key], _HOLE

@@ -74,7 +74,7 @@ FOREIGN_FILES = {"set_env.sh"}  # CANN's
 
 @cache
 def parsers() -> dict[str, set[str]]:
-    """Command → its flags."""
+    """Map commands to their flags."""
     found = {
         "train": pretrain.job_parser(),
         "extract": extract.job_parser(),
@@ -159,9 +159,9 @@ def commands_of(path: Path) -> list[str]:
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of every string of a file that is no docstring; values in braces are left out.
+    """Return (line, text) of every string in a file except docstrings; values in braces are omitted.
 
-    Of the modules in GRAMMAR, whose strings define flags, only those of errors.
+    For the modules in GRAMMAR, whose strings define flags, only strings of errors are included.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -199,7 +199,7 @@ def variables() -> str:
 
 
 def wrong(text: str, commands: list[str]) -> list[str]:
-    """What a text names that does not exist in each of `commands`, or in the one named beside it."""
+    """Return the names in a text that do not exist in each of `commands`, or in the one it mentions."""
     flags = set.intersection(*(parsers()[command] for command in commands))
     flags |= OTHERS.union(*(parsers()[command] for command, label in LABELS.items() if label in text))
     flags |= {flag for flag in {*UNUSED, *REFUSED} if "train" in commands}

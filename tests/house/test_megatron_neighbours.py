@@ -1,4 +1,4 @@
-"""Megatron-LM's own `megatron/training` and MindSpeed's adaptor beside ours, shown with stand-in packages."""
+"""Our package next to Megatron-LM's `megatron/training` and MindSpeed's adaptor, using stand-in packages."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_use_mindspeed_without_package_is_one_line(tmp_path: Path) -> None:
 
 
 def test_megatron_lm_can_be_copied_over_a_checkout(stand_ins: Path, tmp_path: Path) -> None:
-    """`cp -r Megatron-LM/megatron .` puts core and training beside mm and overwrites nothing of ours."""
+    """`cp -r Megatron-LM/megatron .` puts core and training next to mm and overwrites none of our files."""
     checkout = tmp_path / "checkout"
     shutil.copytree(
         ROOT / "mindspeed_mm", checkout / "mindspeed_mm", ignore=shutil.ignore_patterns("__pycache__")

@@ -80,7 +80,7 @@ def _pixels(path: Path, num_frames: int):
 
 
 def write_rows(folder: Path, count: int, captions=("a red ball",)) -> list[SampleRecord]:
-    """`count` rows with one caption, each with bytes of its own."""
+    """Return `count` rows with one caption, each with different bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for row in range(count):

@@ -13,7 +13,7 @@ LAYOUTS = Path(__file__).parents[1] / "data" / "published_layouts.json"
 
 
 def published_layout(model: str) -> dict[str, tuple[int, ...]]:
-    """Weight name → shape of one published file."""
+    """Map weight names to shapes of one published file."""
     layout: dict[str, tuple[int, ...]] = {}
     for name, shape in json.loads(LAYOUTS.read_text())[model].items():
         span = re.search(r"\{(\d+)-(\d+)\}", name)

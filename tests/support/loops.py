@@ -37,7 +37,7 @@ CPU = Accelerator(kind="cpu", device=torch.device("cpu"), backend="gloo")
 
 @dataclass
 class Recorder:
-    """A writer that keeps what it is given."""
+    """A writer that stores its input."""
 
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     closed: bool = False

@@ -31,7 +31,7 @@ def lora_matrices(*parts: str, seed: int = 3) -> dict[str, tuple[Tensor, Tensor]
 
 
 def deltas(matrices: Matrices, scale: float = ALPHA / RANK) -> dict[str, Tensor]:
-    """Official name of a weight → what a LoRA adds to it."""
+    """Map official weight names to the values that a LoRA adds."""
     return {f"{name}.weight": scale * (up @ down) for name, (down, up) in matrices.items()}
 
 

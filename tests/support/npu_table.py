@@ -24,7 +24,7 @@ TABLE = Path(__file__).parents[1] / "data" / "torch_npu_ops.json"
 
 
 def read_wheel(path: Path) -> dict[str, str]:
-    """Op → its schema as the wheel registers it.
+    """Map ops to the schemas that the wheel registers.
 
     Raises SystemExit where the wheel's Python side disagrees.
     """
@@ -45,9 +45,9 @@ def defaults_of(schema: str) -> list[Any]:
 
 
 def python_side(text: str) -> dict[str, list[Any]]:
-    """Op → the defaults of the function that gives its results' shapes, by position.
+    """Map ops to the defaults, by position, of the functions that return their output shapes.
 
-    Its names are not those of the op.
+    The parameter names differ from those of the op.
     """
     found = {}
     for node in ast.parse(text).body:

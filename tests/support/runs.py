@@ -44,7 +44,7 @@ def write_json(path: Path, values: Any) -> Path:
 
 
 def write_features(folder: Path, records: Records) -> Path:
-    """Feature files with their data.jsonl. → the list."""
+    """Write feature files and their data.jsonl. Return the list."""
     rows = []
     for record in records:
         write_feature(folder / "features" / f"{record.key}.safetensors", record, {})
@@ -58,7 +58,7 @@ def write_features(folder: Path, records: Records) -> Path:
 def make_run(
     root: Path, *, dtype: str = "fp32", clips: int = 6, predictor: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """Everything under `root`; → the environment that the training scripts read it from."""
+    """Write all files under `root`. Return the environment variables that the training scripts read."""
     root.mkdir(parents=True, exist_ok=True)
     write_transformer(root / "weights", tiny_transformer(), torch.float32)
     listing = write_features(root / "features of a run", random_records(clips, ((3, 4, 6), (2, 6, 4))))
@@ -82,7 +82,7 @@ def make_run(
 
 
 def train_job(argv: Sequence[str]) -> list[dict[str, Any]]:
-    """Inside a process group: run the job of `argv` on this rank. → the rows of its metrics.jsonl."""
+    """Run the job of `argv` on this rank of a process group. Return the rows of its metrics.jsonl."""
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
     from mindspeed_mm.tasks.pretrain import run
     from tests.support.loops import CPU

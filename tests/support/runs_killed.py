@@ -25,7 +25,7 @@ VACE = ROOT / "examples/vace"
 
 @dataclass
 class Started:
-    """A command under way, in a session of its own."""
+    """A running command in its own session."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Started:
 
     @property
     def tree(self) -> dict[int, str]:
-        """Process id → command line, of the command and of all that descend from it."""
+        """Map process ids to command lines, for the command and all its descendants."""
         found = {}
         top = psutil.Process(self.process.pid)
         for process in (top, *top.children(recursive=True)):

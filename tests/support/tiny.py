@@ -74,10 +74,7 @@ def tiny_inputs(
     text: int = 5,
     config: VaceConfig = TINY,
 ) -> dict[str, Tensor]:
-    """Random inputs of `VaceTransformer.forward`, by name.
-
-    Sizes are those of the latents, timesteps differ by sample.
-    """
+    """Return random inputs of `VaceTransformer.forward`, by name. Timesteps differ by sample."""
     generator = torch.Generator().manual_seed(seed)
     grid = (frames, height, width)
     return {

@@ -41,7 +41,7 @@ def test_device_family_decides_the_backend(kind: str, backend: str, monkeypatch:
 
 
 def test_npu_is_driven_by_hccl() -> None:
-    """In a process of its own: torch learns the name `npu` only once, as torch_npu teaches it."""
+    """Runs in its own process, because torch accepts the name `npu` only once, as torch_npu registers it."""
     source = """
 import sys, types, torch
 torch.utils.rename_privateuse1_backend("npu")

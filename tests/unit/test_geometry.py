@@ -1,4 +1,4 @@
-"""Sizes of latents and tokens, against those of the model card and of the official code."""
+"""Sizes of latents and tokens match the model card and the official code."""
 
 import pytest
 

@@ -23,7 +23,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def script(body: str, **environment: str) -> subprocess.Popen[str]:
-    """A command with `main` = `body`, in a session of its own."""
+    """Start a command with `main` = `body` in its own session."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     source = (
         "import os, signal, sys, time\nfrom mindspeed_mm import processes\nfrom mindspeed_mm.log import "

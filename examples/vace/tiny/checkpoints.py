@@ -109,7 +109,7 @@ def make_umt5(seed: int = 0, width: int = TINY.trunk.text_dim) -> UMT5EncoderMod
 
 
 def calmed(encoder: UMT5EncoderModel) -> UMT5EncoderModel:
-    """Scale the embeddings up against the layers, so that a word encodes alike in any caption."""
+    """Scale the embeddings up against the layers, so that a word has a similar encoding in any caption."""
     for name, weight in encoder.named_parameters():
         if name.startswith("shared"):
             weight.data *= 5

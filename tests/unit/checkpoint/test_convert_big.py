@@ -90,7 +90,7 @@ def convert(method: str, **settings: object) -> int:
 
 
 def unread(shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorFile]:
-    """bf16 weights that are made one by one when they are asked for."""
+    """bf16 weights that are created one by one when they are read."""
     value = torch.randn(4096).to(torch.bfloat16)
 
     def tensor(size: torch.Size) -> TensorFile:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.medium
 
 
 def convert_slowly(argv: list[str], steps: Connection) -> None:
-    """In a process of its own: writes are slow and reported, so that a kill can strike at any moment."""
+    """Runs in its own process: writes are slow and reported, so that the test can kill it at any point."""
 
     def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

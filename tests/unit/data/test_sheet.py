@@ -90,7 +90,7 @@ def test_no_text_makes_a_sheet_fail(text):
 
 @pytest.fixture
 def fonts(monkeypatch):
-    """Which fonts there are beside Pillow's own."""
+    """Yield a function that sets which fonts exist besides Pillow's own."""
 
     def only(*paths):
         monkeypatch.setattr(font_files, "_fallback_fonts", lambda: paths)

@@ -158,7 +158,7 @@ def test_task_of_the_settings_wins(tmp_path: Path) -> None:
 
 
 def test_published_layout_and_benchmark_labels(tmp_path: Path) -> None:
-    """vace_wan_inference.py writes out_video.mp4 beside its inputs; the benchmark's folders name the task."""
+    """vace_wan_inference.py writes out_video.mp4 next to its inputs; the benchmark's folders name tasks."""
     case = tmp_path / "VACE-Benchmark/assets/examples/gray"
     control = np.repeat(CLIP[..., :1], 3, -1)
     write_clip(case / "src_video.mp4", control)

@@ -1,4 +1,4 @@
-"""Sources become what was asked for, by a named policy, or are refused in one line."""
+"""Sources are fitted to the requested size by a named policy, or rejected in one line."""
 
 import re
 

@@ -86,7 +86,7 @@ def test_every_dialect_generates_the_same_latents(tmp_path, vae, merges, monkeyp
 
 
 def differences(path):
-    """What LightX2V files hold beside matrices: of a norm, a bias, a modulation, and of a convolution."""
+    """LightX2V files contain more than matrices: a norm, a bias, a modulation and a convolution."""
     shapes = {name: w.shape for name, w in tiny_transformer().state_dict().items()}
     generator = torch.Generator().manual_seed(8)
     names = {

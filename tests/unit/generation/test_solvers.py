@@ -1,4 +1,4 @@
-"""Sigmas and timesteps are those of the published samplers, and the schedulers really use them."""
+"""Sigmas and timesteps match the published samplers, and the schedulers use them."""
 
 import numpy as np
 import pytest

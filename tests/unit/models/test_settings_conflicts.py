@@ -1,4 +1,4 @@
-"""Settings that contradict the config.json beside the weights are refused, with both values and files."""
+"""Settings that contradict the config.json next to the weights are rejected, with both values and files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Files as people have them.
+"""Files as users have them.
 
-Modules beside a trunk, wrapped names, pruned caches, pointers, models of other kinds.
+Modules next to a trunk, wrapped names, pruned caches, pointers, models of other kinds.
 """
 
 from __future__ import annotations

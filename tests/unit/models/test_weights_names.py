@@ -1,4 +1,4 @@
-"""Names and sizes are those of the published files and of diffusers, both ways."""
+"""Names and sizes match the published files and diffusers, in both directions."""
 
 from __future__ import annotations
 

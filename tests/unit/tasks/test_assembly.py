@@ -34,7 +34,7 @@ def edit(environment: dict[str, str], **predictor: object) -> None:
 
 
 def train(environment: dict[str, str], *more: str, **flags: object) -> dict[str, float]:
-    """Run the job in this process. → the first row of its metrics.jsonl."""
+    """Run the job in this process. Return the first row of its metrics.jsonl."""
     job = PretrainJob.from_argv(arguments(environment, *more, train_iters=1, **flags), ranks=1)
     accelerator = Accelerator.detect("cpu")
     with launch(accelerator):

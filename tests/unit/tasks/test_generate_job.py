@@ -23,7 +23,7 @@ FILES = ("t.safetensors", "vae.pth", "t5.pth", "a.mp4", "m.mp4", "r.png", "s.png
 
 @pytest.fixture
 def config(tmp_path):
-    """`config(key=value, …)` writes an inference JSON beside files that exist; → its path."""
+    """`config(key=value, …)` writes an inference JSON next to existing files and returns its path."""
     for name in FILES:
         (tmp_path / name).touch()
 

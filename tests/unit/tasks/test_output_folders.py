@@ -28,7 +28,7 @@ from tests.support.errors import raises
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """`config(key=value, …)` writes an inference JSON whose weights do not exist; → its path."""
+    """`config(key=value, …)` writes an inference JSON whose weights do not exist, and returns its path."""
     monkeypatch.chdir(tmp_path)
 
     def write(**values):

@@ -21,7 +21,7 @@ FRAMES, MASKS = moving_disc()
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of clip.mkv; beside it are one.mkv, a frame of it, and short.mkv, five."""
+    """Return the path of clip.mkv, next to one.mkv (one frame of it) and short.mkv (five frames)."""
     path = tmp_path_factory.mktemp("prepare") / "clip.mkv"
     for name, count in (("one", 1), ("short", 5)):
         write_video(path.with_name(f"{name}.mkv"), FRAMES[:count], 24, lossless=True)

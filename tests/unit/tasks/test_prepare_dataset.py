@@ -82,7 +82,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Equal files, and clips that look alike."""
+    """Equal files, and clips that look similar."""
     clips = sorted(path.relative_to(first) for path in first.rglob("*.mp4"))
     for clip in clips:
         pixels = [open_video(out / clip).read(range(9)).astype(int) for out in (first, second)]

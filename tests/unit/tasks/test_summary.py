@@ -1,4 +1,4 @@
-"""A run says what it is in a dozen lines, each note once; the whole job is in job.json and --print-config."""
+"""A run prints a summary of a dozen lines, each note once; job.json and --print-config have the whole job."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, c
 
 
 class CountingDecoder:
-    """Gray of the latents' mean; counts what it is given."""
+    """Decodes to gray at the latents' mean, and counts its inputs."""
 
     device = torch.device("cpu")
 

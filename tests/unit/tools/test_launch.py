@@ -24,7 +24,7 @@ time.sleep(30)
 
 
 def launch(folder: Path, script: str, *flags: str) -> tuple[int, list[str]]:
-    """Run a script on two ranks. → exit code, lines on the screen but the log's name"""
+    """Run a script on two ranks. Return the exit code and the printed lines, except the log's name."""
     (folder / "script.py").write_text(script)
     command = [sys.executable, "-m", "mindspeed_mm.tools.launch", "--nproc_per_node=2", f"--log_dir={folder}"]
     ran = subprocess.run(

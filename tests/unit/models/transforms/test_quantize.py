@@ -104,7 +104,7 @@ def test_nan_in_the_file_is_named(tmp_path: Path) -> None:
 
 
 def test_14b_trunk_takes_half_its_memory() -> None:
-    """28 → 14 GB, counted on the meta device."""
+    """8 bits halve 28 GB to 14 GB, counted on the meta device."""
     trunk = PRESETS["Wan2.1-VACE-14B"].trunk
     assert isinstance(trunk, WanConfig)
     model = build_on_meta(VaceConfig(trunk=trunk, vace_layers=())).to(torch.bfloat16).requires_grad_(False)

@@ -130,7 +130,7 @@ def test_hooks_of_one_name_are_numbered() -> None:
 
 
 class Holder(Hook):
-    """Its state is what it is given."""
+    """A hook whose state is its argument."""
 
     def __init__(self, state: Any) -> None:
         self.state = state

@@ -223,7 +223,7 @@ def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
 
 @pytest.mark.slow
 def test_torchrun_reports_bad_input_in_one_line(config):
-    """If all ranks fail in the same way, the first prints the line; torchrun's report has the others' line."""
+    """If all ranks fail, the first prints the error, and torchrun reports the line of the others."""
     flags, message = BAD_INPUT[3]
     out = config.parent / "refused"
     ran = torchrun(config, *with_paths(config, flags), "--output-path", out)
